@@ -1,0 +1,22 @@
+"""Strict numerics for every test, and helpers that several files share."""
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(params=[False, True], ids=["x32", "x64"])
+def x64(request):
+    """Runs the test with 64-bit types off and on; gives which."""
+    jax.config.update("jax_enable_x64", request.param)
+    yield request.param
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def optax_promotion():
+    """Standard dtype promotion: Optax's own schedules and moments need it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,240 @@
+"""What the transformation does to updates of every kind."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lrd_optax
+
+FLOATS = ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn"]
+COMPLEX = ["complex64", "complex128"]
+
+
+def apply_once(updates, keep_prob=0.5, key=0, **kwargs):
+    """The updates after one step from a fresh state."""
+    tx = lrd_optax.learning_rate_dropout(keep_prob, key=key, **kwargs)
+    return tx.update(updates, tx.init(updates))[0]
+
+
+def jitted_once(updates, keep_prob=0.5, **kwargs):
+    return jax.jit(lambda u: apply_once(u, keep_prob, **kwargs))(updates)
+
+
+def values(dtype, size=400):
+    rng = np.random.default_rng(0)
+    real = rng.standard_normal(size) + 4
+    if np.issubdtype(np.dtype(dtype), np.complexfloating):
+        real = real + 1j * rng.standard_normal(size)
+    return jnp.asarray(real, dtype)
+
+
+@pytest.mark.parametrize("run", [apply_once, jitted_once])
+@pytest.mark.parametrize("dtype", FLOATS + COMPLEX)
+def test_selects_and_keeps_the_dtype(run, dtype, x64):
+    updates = values(jax.dtypes.canonicalize_dtype(dtype))
+    out = run(updates)
+    mask = lrd_optax.sample_mask(0, updates, 0.5)
+    assert out.dtype == updates.dtype
+    assert 150 < mask.sum() < 250
+    np.testing.assert_array_equal(out, np.where(mask, updates, 0))
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("run", [apply_once, jitted_once])
+def test_dropped_nan_and_infinity_are_zero(run, unbiased):
+    for value in (jnp.nan, jnp.inf, -jnp.inf):
+        out = run(jnp.full(100, value), unbiased=unbiased)
+        mask = lrd_optax.sample_mask(0, out, 0.5)
+        np.testing.assert_array_equal(out, np.where(mask, value, 0))
+
+
+@pytest.mark.parametrize("run", [apply_once, jitted_once])
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.1])
+@pytest.mark.parametrize("dtype", FLOATS[:4] + COMPLEX)
+def test_unbiased_multiplies_what_is_kept(run, dtype, p, x64):
+    updates = values(jax.dtypes.canonicalize_dtype(dtype))
+    out = run(updates, p, unbiased=True)
+    mask = lrd_optax.sample_mask(0, updates, p)
+    assert out.dtype == updates.dtype
+    wide = np.complex128 if np.iscomplexobj(updates) else np.float64
+    expected = np.where(mask, np.asarray(updates, wide) / p, 0)
+    # Off by the rounding of 1/p, of the product, and of the result: 1.5 ulp.
+    eps = float(jnp.finfo(updates.dtype).eps)
+    np.testing.assert_allclose(np.asarray(out, wide), expected, rtol=1.5 * eps, atol=0)
+
+
+def test_unbiased_in_bfloat16_is_the_rounded_float32_product():
+    updates = values("bfloat16")
+    mask = lrd_optax.sample_mask(0, updates, 0.9)
+    exact = updates.astype(jnp.float32) * np.float32(1 / 0.9)
+    expected = jnp.where(mask, exact.astype(jnp.bfloat16), 0)
+    np.testing.assert_array_equal(apply_once(updates, 0.9, unbiased=True), expected)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("keep_prob", [0.5, "traced"])
+def test_weak_type_is_kept(unbiased, keep_prob, x64):
+    def out(p, updates):
+        return apply_once(updates, p, unbiased=unbiased)
+
+    for value in (1.5, jnp.asarray(1.5, jnp.float32), 2j):
+        strong = isinstance(value, jax.Array)
+        p = jnp.float32(0.5) if keep_prob == "traced" else 0.5
+        result = jax.jit(out)(p, value) if keep_prob == "traced" else out(p, value)
+        assert result.weak_type is not strong
+        assert result.dtype == jnp.result_type(value)
+
+
+@pytest.mark.parametrize("p", [1, 1.0, np.float32(1), jnp.float32(1), lambda _: 1.0])
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("dtype", [*FLOATS[:4], "complex64"])
+def test_keep_prob_1_returns_the_updates_bit_for_bit(dtype, unbiased, p, x64):
+    special = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-30, 3.0]
+    updates = jnp.asarray(special, jax.dtypes.canonicalize_dtype(dtype))
+    for run in (apply_once, jitted_once):
+        out = run(updates, p, unbiased=unbiased)
+        if unbiased and jnp.iscomplexobj(updates):
+            # A complex product with an infinite part has NaN where JAX puts it.
+            np.testing.assert_array_equal(out[-2:], updates[-2:])
+        else:
+            assert np.asarray(out).tobytes() == np.asarray(updates).tobytes()
+
+
+def test_none_masked_nodes_scalars_empties_and_numpy():
+    updates = {
+        "none": None,
+        "masked": optax.MaskedNode(),
+        "scalar": jnp.float32(1),
+        "python": 1.0,
+        "empty": jnp.zeros((3, 0, 2)),
+        "numpy": np.ones((4, 5), np.float32),
+        "nested": [(), {}, (jnp.ones(3),)],
+    }
+    for run in (apply_once, jitted_once):
+        out = run(updates)
+        assert out["none"] is None
+        assert out["masked"] == optax.MaskedNode()
+        assert out["empty"].shape == (3, 0, 2)
+        mask = lrd_optax.sample_mask(0, updates, 0.5)
+        np.testing.assert_array_equal(out["numpy"], mask["numpy"].astype(np.float32))
+        assert jax.tree.structure(out) == jax.tree.structure(updates)
+    for empty in ({}, None, [], optax.MaskedNode()):
+        assert apply_once(empty) == empty
+        assert lrd_optax.sample_mask(0, empty, 0.5) == empty
+
+
+def test_integer_updates_are_selected_but_not_divided():
+    out = apply_once(jnp.arange(1, 101))
+    mask = lrd_optax.sample_mask(0, out, 0.5)
+    np.testing.assert_array_equal(out, np.where(mask, np.arange(1, 101), 0))
+    with pytest.raises(TypeError, match="float or complex updates, got int32"):
+        apply_once(jnp.arange(3), unbiased=True)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_schedule_is_a_function_of_the_update_count():
+    schedule = optax.piecewise_interpolate_schedule("linear", 1.0, {4: 0.25})
+    tx = lrd_optax.learning_rate_dropout(schedule, key=0)
+    ones = jnp.ones(50)
+    state = tx.init(ones)
+    for count in range(6):
+        mask = lrd_optax.sample_mask(state.rng_key, ones, schedule(count))
+        out, state = jax.jit(tx.update)(ones, state)
+        np.testing.assert_array_equal(out, mask.astype(jnp.float32))
+
+
+def test_late_start_by_a_schedule():
+    tx = lrd_optax.learning_rate_dropout(
+        lambda count: jnp.where(count < 3, 1.0, 0.3), key=0, unbiased=True
+    )
+    state = tx.init(None)
+    ones = jnp.ones(1000)
+    for count in range(5):
+        out, state = tx.update(ones, state)
+        assert set(out.tolist()) == ({1.0} if count < 3 else {0.0, float(out.max())})
+    assert out.max() == np.float32(1 / 0.3)
+
+
+def test_inject_hyperparams():
+    make = optax.inject_hyperparams(lrd_optax.learning_rate_dropout)
+    ones = jnp.ones(200)
+    for key in (0, jax.random.key(0), jax.random.PRNGKey(0)):
+        tx = make(keep_prob=optax.linear_schedule(1.0, 0.5, 2), key=key)
+        state = tx.init(ones)
+        for prob in (1.0, 0.75, 0.5, 0.5):
+            mask = lrd_optax.sample_mask(state.inner_state.rng_key, ones, prob)
+            out, state = jax.jit(tx.update)(ones, state)
+            np.testing.assert_array_equal(out, mask.astype(jnp.float32))
+            assert state.hyperparams["keep_prob"] == prob
+
+
+def test_vmap_over_keep_prob_equals_one_by_one():
+    probs = jnp.array([0.1, 0.5, 1.0])
+    ones = jnp.ones(300)
+    members = jax.vmap(lambda p: apply_once(ones, p))(probs)
+    np.testing.assert_array_equal(members, [apply_once(ones, p) for p in probs])
+    # One draw, three thresholds: what a smaller keep_prob keeps, a larger one keeps.
+    assert (np.diff(members, axis=0) >= 0).all()
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_no_second_trace_and_state_of_equal_avals():
+    tx = optax.chain(optax.adam(1e-3), lrd_optax.learning_rate_dropout(0.5, key=0))
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
+    state = tx.init(params)
+    avals = jax.tree.map(jax.typeof, state)
+    for _ in range(3):
+        _, state = update(params, state, params)
+        assert jax.tree.map(jax.typeof, state) == avals
+    assert jax.tree.map(jax.typeof, jax.eval_shape(tx.init, params)) == avals
+    chex.clear_trace_counter()
+
+
+def test_gradient_through_an_update_is_the_masked_gradient():
+    for kwargs, scale in (({}, 1), ({"unbiased": True}, 2)):
+        grad = jax.grad(lambda u, kw=kwargs: apply_once(u, **kw).sum())(jnp.ones(50))
+        mask = lrd_optax.sample_mask(0, grad, 0.5)
+        np.testing.assert_array_equal(grad, mask.astype(jnp.float32) * scale)
+
+
+BAD_KEEP_PROBS = {
+    "zero": (0, ValueError, "must be a number in (0, 1], got 0"),
+    "negative": (-0.5, ValueError, "must be a number in (0, 1], got -0.5"),
+    "above one": (1.5, ValueError, "must be a number in (0, 1], got 1.5"),
+    "nan": (float("nan"), ValueError, "must be a number in (0, 1], got nan"),
+    "numpy": (np.float64(2), ValueError, "must be a number in (0, 1], got 2.0"),
+    "string": ("0.5", TypeError, "must be a number in (0, 1], got '0.5'"),
+    "none": (None, TypeError, "must be a number in (0, 1], got None"),
+    "bool": (True, TypeError, "must be a number in (0, 1], got True"),
+    "complex": (0.5j, TypeError, "must be a number in (0, 1], got 0.5j"),
+    "list": ([0.5], TypeError, "must be a number in (0, 1], got [0.5]"),
+    "vector": (np.ones(3), ValueError, "must be a scalar, got shape (3,)"),
+    "bool array": (
+        np.array(True),
+        TypeError,
+        "must be a number in (0, 1], got a scalar of dtype bool",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KEEP_PROBS)
+def test_bad_keep_prob(case):
+    value, error, message = BAD_KEEP_PROBS[case]
+    with pytest.raises(error) as caught:
+        lrd_optax.learning_rate_dropout(value, key=0)
+    assert str(caught.value) == f"keep_prob {message}"
+    with pytest.raises(error) as caught:
+        lrd_optax.sample_mask(0, jnp.ones(2), value)
+    assert str(caught.value) == f"keep_prob {message}"
+    with pytest.raises(error) as caught:
+        apply_once(jnp.ones(2), lambda _: value)
+    assert str(caught.value) == f"the value of the keep_prob schedule {message}"
+
+
+def test_sample_mask_takes_no_schedule():
+    with pytest.raises(TypeError, match=r"keep_prob must be a number in \(0, 1\], got"):
+        lrd_optax.sample_mask(0, jnp.ones(2), lambda count: 0.5)

@@ -1,0 +1,180 @@
+"""The law of the masks, and which bits they are."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from law import p_values, worst
+
+import lrd_optax
+
+STEPS, LEAVES, SHAPE = 16, 6, (64, 64)
+
+
+@functools.cache
+def ours(p: float) -> np.ndarray:
+    """Masks of `learning_rate_dropout` over steps, leaves, rows and columns."""
+    tx = lrd_optax.learning_rate_dropout(p, key=0)
+    ones = [jnp.ones(SHAPE)] * LEAVES
+
+    def step(state, _):
+        updates, state = tx.update(ones, state)
+        return state, jnp.stack(updates) != 0
+
+    return np.asarray(jax.lax.scan(step, tx.init(ones), length=STEPS)[1])
+
+
+def bernoulli(p: float) -> np.ndarray:
+    """Masks of the right law, from another generator."""
+    return np.random.default_rng(0).random((STEPS, LEAVES, *SHAPE)) < p
+
+
+def repeat(axis: int, every: int):
+    """Plants a bug: along `axis`, each entry equals the one `every` before it."""
+
+    def planted(p: float) -> np.ndarray:
+        masks = np.moveaxis(bernoulli(p), axis, 0).copy()
+        masks[every] = masks[0]
+        return np.moveaxis(masks, 0, axis)
+
+    return planted
+
+
+def fixed_count(p: float) -> np.ndarray:
+    """Plants a bug: exactly the expected number is kept in each row."""
+    rows = np.arange(SHAPE[1]) < round(p * SHAPE[1])
+    rows = np.broadcast_to(rows, (STEPS, LEAVES, *SHAPE))
+    return np.random.default_rng(0).permuted(rows, axis=-1)
+
+
+def one_for_two(p: float) -> np.ndarray:
+    """Plants a bug: neighbours share a draw."""
+    return np.repeat(bernoulli(p)[..., ::2], 2, axis=-1)
+
+
+WRONG = {
+    "p too large": lambda p: bernoulli(p + 0.01),
+    "p too small": lambda p: bernoulli(p - 0.01),
+    "keeps what it should drop": lambda p: ~bernoulli(p if p != 0.5 else 0.51),
+    "one step repeats": repeat(0, 5),
+    "one leaf repeats": repeat(1, 3),
+    "one row repeats": repeat(2, 40),
+    "one column repeats": repeat(3, 7),
+    "neighbours share a draw": one_for_two,
+    "count is fixed": fixed_count,
+    "xor of coordinates": lambda p: (
+        bernoulli(p)[:, :, :1] ^ bernoulli(p)[:, :, :, :1] ^ np.zeros(SHAPE, bool)
+    ),
+}
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1, 0.9])
+@pytest.mark.parametrize("masks", [ours, bernoulli])
+def test_right_law_is_accepted(masks, p):
+    assert worst(masks(p), p) > 0.01, p_values(masks(p), p)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1])
+@pytest.mark.parametrize("bug", WRONG)
+def test_wrong_law_is_rejected(bug, p):
+    assert worst(WRONG[bug](p), p) < 1e-6
+
+
+def test_seeds_are_independent():
+    # 16 neighbouring seeds stand where the steps stood.
+    leaves = [jax.ShapeDtypeStruct(SHAPE, jnp.float32)] * LEAVES
+    masks = jax.vmap(lambda seed: jnp.stack(lrd_optax.sample_mask(seed, leaves, 0.5)))
+    masks = np.asarray(jax.jit(masks)(jnp.arange(STEPS)))
+    assert worst(masks, 0.5) > 0.01, p_values(masks, 0.5)
+
+
+def test_leaves_of_one_shape_are_independent_however_many():
+    ones = [jax.ShapeDtypeStruct((64,), jnp.float32)] * 1024
+    masks = np.stack(lrd_optax.sample_mask(0, ones, 0.5))
+    assert worst(masks.reshape(4, 4, 64, 64), 0.5) > 0.01
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_sample_mask_is_what_the_update_applies(p):
+    tx = lrd_optax.learning_rate_dropout(p, key=3)
+    updates = {"a": jnp.ones((7, 5)), "b": [jnp.ones(11), jnp.ones(())]}
+    state = tx.init(updates)
+    for _ in range(3):
+        mask = lrd_optax.sample_mask(state.rng_key, updates, p)
+        updates_out, state = tx.update(updates, state)
+        chex.assert_trees_all_equal(jax.tree.map(lambda u: u != 0, updates_out), mask)
+
+
+def test_mask_needs_shapes_only():
+    shape = jax.ShapeDtypeStruct((3, 4), jnp.float32)
+    chex.assert_trees_all_equal(
+        lrd_optax.sample_mask(0, shape, 0.5),
+        lrd_optax.sample_mask(0, np.zeros((3, 4), np.float16), 0.5),
+    )
+
+
+def test_mask_depends_on_the_flat_index_alone():
+    flat = lrd_optax.sample_mask(0, jnp.ones(2 * 3 * 5 * 7), 0.5)
+    for shape in [(2, 3, 5, 7), (6, 35), (210, 1), (1, 210, 1)]:
+        mask = lrd_optax.sample_mask(0, jnp.ones(shape), 0.5)
+        np.testing.assert_array_equal(mask.reshape(-1), flat)
+
+
+def test_appending_a_leaf_leaves_the_others_alone():
+    leaves = [jnp.ones(50), jnp.ones(50)]
+    few = lrd_optax.sample_mask(0, leaves, 0.5)
+    more = lrd_optax.sample_mask(0, [*leaves, jnp.ones(50)], 0.5)
+    chex.assert_trees_all_equal(few, more[:2])
+
+
+def test_more_elements_than_32_bits_can_number():
+    # 2**32 elements lie between the two pairs of rows that are compared: an index
+    # cut off at 32 bits would give them the same draws.
+    leaf = jax.ShapeDtypeStruct((2**17 + 2, 2**15), jnp.float32)
+
+    @jax.jit
+    def ends(key):
+        mask = lrd_optax.sample_mask(key, leaf, 0.5)
+        return mask[:2], mask[2**17 :]
+
+    first, last = (np.asarray(x) for x in ends(np.uint32([0, 1])))
+    both = np.concatenate([first, last]).reshape(4, 8, 64, 64)
+    assert worst(both, 0.5) > 0.01
+    with pytest.raises(ValueError, match=r"at most 2\*\*32 elements, got shape"):
+        jax.eval_shape(
+            lambda: lrd_optax.sample_mask(
+                0, jax.ShapeDtypeStruct((2**32 + 1,), jnp.int8), 0.5
+            )
+        )
+
+
+def test_bits_are_the_same_everywhere(x64):
+    tree = [jnp.ones((9, 5), jnp.float32), jnp.ones(3, jnp.bfloat16)]
+    eager = lrd_optax.sample_mask(np.uint32([1, 2]), tree, 0.5)
+    jitted = jax.jit(lrd_optax.sample_mask)(np.uint32([1, 2]), tree, 0.5)
+    chex.assert_trees_all_equal(eager, jitted)
+    # Golden bits: a change of the draw must be noticed, it changes every run.
+    golden = "000110110100010111011101001101100111101010111"
+    assert "".join("01"[int(b)] for b in np.ravel(eager[0])) == golden
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 1 / 3, 1 - 2**-24, 2**-24])
+def test_keep_prob_draws_the_same_bits_in_any_form(p, x64):
+    leaf = jnp.ones(1000, jnp.float32)
+    number = lrd_optax.sample_mask(5, leaf, p)
+    for array in (np.float64(p), np.float32(p), jnp.asarray(p, jnp.float32)):
+        chex.assert_trees_all_equal(lrd_optax.sample_mask(5, leaf, array), number)
+    traced = jax.jit(lambda q: lrd_optax.sample_mask(5, leaf, q))(p)
+    chex.assert_trees_all_equal(traced, number)
+
+
+def test_keep_prob_is_met_at_the_ends():
+    leaf = jax.ShapeDtypeStruct((2**20,), jnp.float32)
+    draw = jax.jit(lambda p: lrd_optax.sample_mask(0, leaf, p).sum())
+    assert draw(1.0) == 2**20
+    assert draw(2.0) == 2**20
+    assert draw(0.0) == draw(-1.0) == draw(jnp.nan) == 0
+    assert abs(draw(2.0**-16) - 16) < 5 * 4  # binomial(2**20, 2**-16)
