@@ -112,6 +112,8 @@ def test_key_is_threaded():
         updates, state = tx.update(ones, state)
         seen.append((tuple(state.rng_key.tolist()), tuple(updates.tolist())))
     assert len({key for key, _ in seen}) == len({masks for _, masks in seen}) == 5
+    following = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
+    assert seen[0][0] == tuple(jax.random.key_data(following).tolist())
 
 
 def test_caller_keeps_the_key():

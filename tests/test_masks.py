@@ -171,10 +171,18 @@ def test_keep_prob_draws_the_same_bits_in_any_form(p, x64):
     chex.assert_trees_all_equal(traced, number)
 
 
-def test_keep_prob_is_met_at_the_ends():
+@pytest.mark.parametrize("p", [1 / 3, 0.7, 0.999])
+def test_keep_prob_is_met(p):
+    # Fine enough to notice a keep_prob that was rounded to bfloat16 on the way.
+    size = 2**24
+    leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
+    kept = jax.jit(lambda: lrd_optax.sample_mask(0, leaf, p).sum())()
+    assert abs(int(kept) - p * size) < 4.5 * (p * (1 - p) * size) ** 0.5
+
+
+def test_keep_prob_saturates():
     leaf = jax.ShapeDtypeStruct((2**20,), jnp.float32)
     draw = jax.jit(lambda p: lrd_optax.sample_mask(0, leaf, p).sum())
-    assert draw(1.0) == 2**20
-    assert draw(2.0) == 2**20
-    assert draw(0.0) == draw(-1.0) == draw(jnp.nan) == 0
+    assert draw(1.0) == draw(2.0) == draw(1e30) == draw(jnp.inf) == 2**20
+    assert draw(0.0) == draw(-1.0) == draw(-jnp.inf) == draw(jnp.nan) == 0
     assert abs(draw(2.0**-16) - 16) < 5 * 4  # binomial(2**20, 2**-16)
