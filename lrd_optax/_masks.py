@@ -74,13 +74,13 @@ def element_index(
 
 
 def _count(shape: tuple[int, ...], dims: range) -> jax.Array:
-    total, stride = jnp.zeros(shape, jnp.uint32), 1
+    terms, stride = [], 1
     for dim in reversed(dims):
         if shape[dim] > 1:
             position = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
-            total = total + position * np.uint32(stride)
+            terms.append(position * np.uint32(stride) if stride > 1 else position)
         stride *= shape[dim]
-    return total
+    return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, jnp.uint32)
 
 
 def draw(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
