@@ -1,0 +1,138 @@
+"""What a step with Learning Rate Dropout costs, as a ratio to the step without it.
+
+    python benchmarks/step_cost.py            # the table, about 15 minutes on 2 cores
+    python benchmarks/step_cost.py --optimizers Adam --trees ResNet-34 --dtypes float32
+    python benchmarks/step_cost.py --scale    # to 300 M parameters and 1,000 leaves
+
+Writes benchmarks/results/<device>-step_cost.json (or -step_cost_scale.json).
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import optax
+import timing
+
+import lrd_optax
+
+
+def bernoulli_dropout(keep_prob: float) -> optax.GradientTransformation:
+    """The plain way: one `jax.random.bernoulli` mask a leaf."""
+
+    def init(params):
+        return jax.random.key(0)
+
+    def update(updates, key, params=None):
+        leaves, treedef = jax.tree.flatten(updates)
+        key, *keys = jax.random.split(key, len(leaves) + 1)
+        kept = [
+            jnp.where(jax.random.bernoulli(k, keep_prob, leaf.shape), leaf, 0)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, kept), key
+
+    return optax.GradientTransformation(init, update)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Every optimizer, dtype and tree against ours and against bernoulli."""
+    rows = []
+    print(timing.HEADER)
+    for tree in args.trees:
+        for dtype in args.dtypes:
+            for optimizer in args.optimizers:
+                variants = {}
+                for p in args.keep_probs:
+                    variants[f"ours {p}"] = lrd_optax.learning_rate_dropout(p, key=0)
+                if not args.no_bernoulli:  # its cost does not depend on keep_prob
+                    variants["bernoulli"] = bernoulli_dropout(args.keep_probs[0])
+                costs = timing.measure(
+                    timing.OPTIMIZERS[optimizer](),
+                    variants,
+                    timing.TREES[tree],
+                    jnp.dtype(dtype),
+                    rounds=args.rounds,
+                    slow=("bernoulli",),
+                )
+                for variant, cost in costs.items():
+                    title = f"{tree}, {dtype}, {optimizer}, {variant}"
+                    print(timing.row(title, cost), flush=True)
+                    rows.append(
+                        {"tree": tree, "dtype": dtype, "optimizer": optimizer}
+                        | {"variant": variant}
+                        | cost._asdict()
+                    )
+    print("written:", timing.write("step_cost", {"rows": rows}))
+
+
+def shapes_of(parameters: int, leaves: int) -> timing.Shapes:
+    """`leaves` leaves of about equal size, in shapes that differ: 2-D and 1-D."""
+    size = parameters // leaves
+    widths = (64, 96, 128, 192, 256, 384, 512, 768)
+    shapes: timing.Shapes = []
+    for i in range(leaves):
+        width = widths[i // 2 % len(widths)]
+        rows = max(1, size // width)
+        shapes.append((rows, width) if i % 2 == 0 else (rows * width,))
+    return shapes
+
+
+def scale(args: argparse.Namespace) -> None:
+    """Adam, float32: time a parameter as the model grows, compile time as leaves do."""
+    rows = []
+    sizes = [(n * 10**6, 30) for n in (1, 3, 10, 30, 100, 300)]
+    counts = [(10**7, n) for n in (10, 30, 100, 300, 1000)]
+    title = f"{'parameters':>12}{'leaves':>8}{'base ns':>9}{'ours ns':>9}{'ratio':>7}"
+    print(title + f"{'base compile s':>16}{'ours s':>8}{'ours ms/leaf':>14}")
+    for parameters, leaves in sizes + counts:
+        shapes = shapes_of(parameters, leaves)
+        costs = timing.measure(
+            optax.adam(1e-3),
+            {"ours": lrd_optax.learning_rate_dropout(0.5, key=0)},
+            shapes,
+            rounds=args.rounds,
+        )
+        base, ours = costs["base"], costs["ours"]
+        total = timing.parameters(shapes)
+        row = {
+            "parameters": total,
+            "leaves": leaves,
+            "base_ns_a_parameter": 1e6 * base.milliseconds / total,
+            "ours_ns_a_parameter": 1e6 * ours.milliseconds / total,
+            "ratio": ours.ratio,
+            "base_compile_seconds": base.compile_seconds,
+            "ours_compile_seconds": ours.compile_seconds,
+        }
+        rows.append(row)
+        print(
+            f"{total:12,}{leaves:8}{row['base_ns_a_parameter']:9.3f}"
+            f"{row['ours_ns_a_parameter']:9.3f}{ours.ratio:7.3f}"
+            f"{base.compile_seconds:16.2f}{ours.compile_seconds:8.2f}"
+            f"{1e3 * ours.compile_seconds / leaves:14.2f}",
+            flush=True,
+        )
+    print("written:", timing.write("step_cost_scale", {"rows": rows}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--scale", action="store_true", help="grow the model and the tree instead")
+    names = {"nargs": "+", "metavar": "NAME"}
+    optimizers, trees = list(timing.OPTIMIZERS), list(timing.TREES)
+    dtypes = ["float32", "bfloat16"]
+    add("--optimizers", default=optimizers, choices=optimizers, **names)
+    add("--trees", default=trees, choices=trees, **names)
+    add("--dtypes", default=dtypes, choices=dtypes, **names)
+    add("--keep-probs", nargs="+", type=float, default=[0.5, 0.9], metavar="P")
+    add("--rounds", type=int, default=11, help="rounds of interleaved samples")
+    add("--no-bernoulli", action="store_true", help="leave the slow variant out")
+    args = parser.parse_args()
+    scale(args) if args.scale else table(args)
+
+
+if __name__ == "__main__":
+    main()
