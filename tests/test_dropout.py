@@ -1,11 +1,14 @@
 """What the transformation does to updates of every kind."""
 
+import pickle
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import serialization
 
 import lrd_optax
 
@@ -192,6 +195,21 @@ def test_no_second_trace_and_state_of_equal_avals():
         assert jax.tree.map(jax.typeof, state) == avals
     assert jax.tree.map(jax.typeof, jax.eval_shape(tx.init, params)) == avals
     chex.clear_trace_counter()
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_saved_state_goes_on_with_the_same_masks(tmp_path):
+    tx = optax.chain(optax.adam(1e-3), lrd_optax.learning_rate_dropout(0.5, key=0))
+    ones = jnp.ones(100)
+    _, state = tx.update(ones, tx.init(ones))
+    leaves, treedef = jax.tree.flatten(state)
+    np.savez(tmp_path / "state.npz", *leaves)
+    with np.load(tmp_path / "state.npz") as file:
+        from_numpy = jax.tree.unflatten(treedef, list(file.values()))
+    from_flax = serialization.from_bytes(tx.init(ones), serialization.to_bytes(state))
+    from_pickle = pickle.loads(pickle.dumps(state))
+    for restored in (from_numpy, from_flax, from_pickle):
+        chex.assert_trees_all_equal(tx.update(ones, restored), tx.update(ones, state))
 
 
 def test_gradient_through_an_update_is_the_masked_gradient():
