@@ -15,12 +15,11 @@ import lrd_optax
 tx = optax.chain(optax.sgd(0.1), lrd_optax.learning_rate_dropout(0.5, key=0))
 updates = jnp.ones((16, 24))
 expected, _ = jax.jit(tx.update)(updates, tx.init(updates))
-set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # JAX 0.7.0
 collectives = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
 specs = P(), P("x"), P(None, "y"), P("x", "y"), P(("x", "y")), P(None, ("x", "y"))
 for axis_type in (AxisType.Auto, AxisType.Explicit):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
-    with set_mesh(mesh):
+    with jax.set_mesh(mesh):
         for spec in specs:
             local = jax.device_put(updates, NamedSharding(mesh, spec))
             state = tx.init(local)
