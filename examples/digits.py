@@ -257,8 +257,8 @@ def verdict(results: list[Result]) -> str:
     ]
     return (
         f"LRD is {', '.join(clear) or 'nowhere told apart from the other arms'}: "
-        f"{len(others) - len(clear)} of {len(others)} intervals of LRD-this include 0"
-        f" (by chance alone, about {len(others) * 0.05:.2g} would not)."
+        f"{len(clear)} of {len(others)} intervals of LRD-this exclude 0"
+        f" (chance alone gives about {len(others) * 0.05:.2g})."
     )
 
 

@@ -1,6 +1,5 @@
 """Learning Rate Dropout as a gradient transformation."""
 
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,8 @@ import numpy as np
 import optax
 
 from lrd_optax import _keys, _masks
+
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 class LearningRateDropoutState(NamedTuple):
@@ -44,30 +45,36 @@ def learning_rate_dropout(
     Place it last in the chain, behind the optimizer: gradients and moments stay
     dense. In front of the optimizer it would be gradient dropout. Behind
     :func:`optax.adamw` the weight decay is dropped with the rest; to decay every
-    weight at every step, place it before :func:`optax.add_decayed_weights`.
+    weight at every step, build the chain from its parts: ``scale_by_adam``, this,
+    ``add_decayed_weights``, ``scale_by_learning_rate``.
 
     The mean update is :math:`p\,u_t`, as in the paper. `unbiased` makes it
     :math:`u_t`.
 
     Args:
       keep_prob: the probability :math:`p` that an element is KEPT: a number in
-        (0, 1], a schedule of the update count, or a traced float scalar. 1 returns
-        the updates bit for bit. A value known only at run time is rounded to
-        float32 and saturates: at or below 0 (and NaN) nothing is kept, at or above
-        1 everything is. The probability is met to within 2**-24.
+        (0, 1], a schedule of the update count (from 0), or a float scalar array,
+        also traced. 1 returns the updates bit for bit. Numbers are checked, those
+        that a schedule returns too. The value of a JAX array is rounded to float32
+        and saturates: at or below 0 (and NaN) nothing is kept, at or above 1
+        everything is. It is met to within 2**-24, which is the least that is kept.
       key: where the masks come from, required: an int seed, a typed key of any
         implementation (:func:`jax.random.key`), or a legacy ``uint32`` key
         (:func:`jax.random.PRNGKey`). May be traced: ``vmap`` over it for an
-        ensemble with masks of their own. It is copied, never consumed. Two
-        transformations with equal keys draw equal masks.
+        ensemble with masks of their own. `init` copies it, and it is never
+        consumed. Two transformations with equal keys draw equal masks.
       unbiased: if True, kept elements are multiplied by ``1 / keep_prob``
         (computed in float32 for narrower dtypes).
 
     Returns:
       An :class:`optax.GradientTransformation` with state
       :class:`LearningRateDropoutState`. Updates may have any shapes and any float
-      or complex dtypes, which are kept, as are weak types; one draw decides for a
-      complex number. Values are selected, not multiplied: a dropped NaN is 0.
+      or complex dtypes that can hold a zero; dtypes and weak types are kept, and one
+      draw decides for a complex number. Values are selected, not multiplied: a
+      dropped NaN is 0. A mask depends on the key, on the number of its leaf in the
+      flattened tree, and on the indices in the global array: it is the same under
+      any sharding by ``jit``. Inside ``shard_map`` an array is one shard, and every
+      shard draws alike unless the key differs.
 
     Raises:
       ValueError: if a `keep_prob` that is a number is outside of (0, 1], or
@@ -115,12 +122,13 @@ def learning_rate_dropout(
             prob = prob(state.count)
             _check_keep_prob(prob, "the value of the keep_prob schedule")
         next_key, words = _keys.split_words(state.rng_key)
-        if not (isinstance(prob, numbers.Real) and prob == 1):
-            kept = updates
+        if not (isinstance(prob, _NUMBERS) and prob == 1):
+            leaves, treedef = jax.tree.flatten(updates)
+            masks = _leaf_masks(words, leaves, prob)
             if unbiased:
-                kept = jax.tree.map(lambda u: _divide(u, prob), updates)
-            masks = _masks_of(words, updates, prob)
-            updates = jax.tree.map(lambda m, u: jnp.where(m, u, 0), masks, kept)
+                leaves = [_divide(leaf, prob) for leaf in leaves]
+            kept = [jnp.where(m, u, 0) for m, u in zip(masks, leaves, strict=True)]
+            updates = jax.tree.unflatten(treedef, kept)
         count = optax.safe_increment(state.count)
         return updates, LearningRateDropoutState(count, next_key)
 
@@ -136,14 +144,16 @@ def sample_mask(
 
     Args:
       rng_key: the field of :class:`LearningRateDropoutState` before the update,
-        ``uint32[2]``, or anything that `learning_rate_dropout` takes as `key`.
+        ``uint32[2]`` (``state[-1].rng_key`` where it is last in a chain), or anything
+        that `learning_rate_dropout` takes as `key`, for the mask of the first update.
       tree: a tree shaped as the updates; of its leaves only the shape is used, so
         :class:`jax.ShapeDtypeStruct` will do.
       keep_prob: the probability that the update uses, a number in (0, 1] or a
-        traced float scalar.
+        float scalar array. Of a schedule, its value: ``schedule(state.count)``.
 
     Returns:
-      A tree of boolean arrays of the leaves' shapes, True where an element is kept.
+      The same tree with boolean arrays of the leaves' shapes, True where an element
+      is kept.
 
     Raises:
       ValueError, TypeError: as `learning_rate_dropout` does.
@@ -163,17 +173,18 @@ def sample_mask(
     _check_keep_prob(keep_prob)
     _keys.check_key(rng_key, "rng_key")
     _, words = _keys.split_words(_keys.key_words(rng_key))
-    return _masks_of(words, tree, keep_prob)
-
-
-def _masks_of(words: jax.Array, tree: Any, keep_prob: jax.typing.ArrayLike) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, _leaf_masks(words, leaves, keep_prob))
+
+
+def _leaf_masks(
+    words: jax.Array, leaves: list[Any], keep_prob: jax.typing.ArrayLike
+) -> list[jax.Array]:
     limit = _masks.threshold(keep_prob)
-    masks = [
+    return [
         _masks.leaf_mask(words, number, np.shape(leaf), limit)
         for number, leaf in enumerate(leaves)
     ]
-    return jax.tree.unflatten(treedef, masks)
 
 
 def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
@@ -187,7 +198,8 @@ def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
     narrow = jnp.finfo(update.dtype).bits < 32
     wide = update.astype(jnp.float32) if narrow else update
     real = jnp.finfo(wide.dtype).dtype
-    scale = 1 / jnp.asarray(keep_prob).astype(real)
+    # The probability that the mask really has, and no division by zero.
+    scale = 1 / jnp.clip(jnp.asarray(keep_prob).astype(real), 2.0**-24, 1)
     scaled = wide * jax.lax.full_like(wide, scale)  # full_like: keeps a weak type weak
     return scaled.astype(update.dtype) if narrow else scaled
 
@@ -198,12 +210,11 @@ def _check_keep_prob(value: Any, name: str = "keep_prob") -> None:
     if isinstance(value, (jax.Array, np.ndarray)):
         if value.shape != ():
             raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
-        number = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(
-            value.dtype, jnp.integer
-        )
-        if not number:
+        if not any(jnp.issubdtype(value.dtype, t) for t in (np.floating, np.integer)):
             raise TypeError(f"{rule}, got a scalar of dtype {value.dtype}")
-    elif not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if isinstance(value, jax.Array):
+            return
+    elif not isinstance(value, _NUMBERS) or isinstance(value, bool):
         raise TypeError(f"{rule}, got {value!r}")
-    elif not 0 < float(value) <= 1:  # written so that NaN fails too
+    if not 0 < value <= 1:  # written so that NaN fails too
         raise ValueError(f"{rule}, got {value}")

@@ -1,6 +1,7 @@
 """What the transformation does to updates of every kind."""
 
 import pickle
+from fractions import Fraction
 
 import chex
 import jax
@@ -219,12 +220,49 @@ def test_gradient_through_an_update_is_the_masked_gradient():
         np.testing.assert_array_equal(grad, mask.astype(jnp.float32) * scale)
 
 
+@pytest.mark.parametrize("p", [-1.0, 0.0, 1e-9, 2.0])
+def test_unbiased_at_a_keep_prob_that_saturates(p):
+    # Divided by the probability that the mask has, and with finite gradients.
+    updates = jnp.ones(100)
+    value, grad = jax.value_and_grad(
+        lambda u: apply_once(u, jnp.float32(p), unbiased=True).sum()
+    )(updates)
+    assert value == (100 if p > 1 else 0)
+    np.testing.assert_array_equal(grad, np.full(100, float(p > 1)))
+
+
+def test_tree_nodes_that_hold_floats_only():
+    @jax.tree_util.register_pytree_node_class
+    class Box:
+        def __init__(self, value):
+            assert jnp.issubdtype(jnp.result_type(value), jnp.floating)
+            self.value = value
+
+        def tree_flatten(self):
+            return (self.value,), None
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(*children)
+
+    for unbiased in (False, True):
+        out = apply_once({"box": Box(jnp.ones(9))}, unbiased=unbiased)
+        assert isinstance(out["box"], Box)
+
+
 BAD_KEEP_PROBS = {
     "zero": (0, ValueError, "must be a number in (0, 1], got 0"),
     "negative": (-0.5, ValueError, "must be a number in (0, 1], got -0.5"),
     "above one": (1.5, ValueError, "must be a number in (0, 1], got 1.5"),
     "nan": (float("nan"), ValueError, "must be a number in (0, 1], got nan"),
     "numpy": (np.float64(2), ValueError, "must be a number in (0, 1], got 2.0"),
+    "numpy array": (np.array(1.5), ValueError, "must be a number in (0, 1], got 1.5"),
+    "huge": (10**400, ValueError, f"must be a number in (0, 1], got {10**400}"),
+    "fraction": (
+        Fraction(1, 2),
+        TypeError,
+        "must be a number in (0, 1], got Fraction(1, 2)",
+    ),
     "string": ("0.5", TypeError, "must be a number in (0, 1], got '0.5'"),
     "none": (None, TypeError, "must be a number in (0, 1], got None"),
     "bool": (True, TypeError, "must be a number in (0, 1], got True"),
