@@ -42,9 +42,9 @@ TRAIN_SIZE, BATCH = 1200, 100
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     "sgdm": (lambda rate: optax.sgd(rate, momentum=0.9), 0.2),
     "rmsprop": (lambda rate: optax.rmsprop(rate, decay=0.99), 0.005),
-    "adam": (optax.adam, 0.01),
-    "amsgrad": (optax.amsgrad, 0.01),
-    "radam": (optax.radam, 0.02),
+    "adam": (optax.adam, 0.03),
+    "amsgrad": (optax.amsgrad, 0.03),
+    "radam": (optax.radam, 0.08),
 }
 STYLES = {  # colours of Okabe and Ito
     "dense": {"color": "#0072B2", "linestyle": "-"},
@@ -240,7 +240,7 @@ def make_table(results: list[Result]) -> Table:
             ""
             if is_lrd
             else f"{r.lrd_minus_this:+.2f} ± {r.lrd_minus_this_half_width:.2f}",
-            f"{r.train_loss[-1]:.4f}",
+            f"{r.train_loss[-1]:.3g}",
             f"{r.ms_a_step_of_all_seeds:.1f}",
             end_section=is_lrd,
         )
@@ -329,11 +329,12 @@ def learning_rate(text: str) -> tuple[str, float]:
 
 def parse_options() -> argparse.Namespace:
     names, folder = list(OPTIMIZERS), Path("results/digits")
-    rates = " ".join(f"{name}={rate:g}" for name, (_, rate) in OPTIMIZERS.items())
+    rates = ", ".join(f"{name}={rate:g}" for name, (_, rate) in OPTIMIZERS.items())
+    rates = f"OPTIMIZER=RATE, default: {rates}"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, some = parser.add_argument, {"nargs": "+", "metavar": "X"}
-    add("--optimizers", choices=names, default=names, help=f"of {rates}", **some)
-    add("--learning-rates", type=learning_rate, default=[], help="as above", **some)
+    add("--optimizers", choices=names, default=names, help="default: all", **some)
+    add("--learning-rates", type=learning_rate, default=[], help=rates, **some)
     add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
     add("--seeds", type=int, help="default: 16, with --quick 4")
     add("--epochs", type=int, help="default: 30, with --quick 6")
