@@ -1,6 +1,6 @@
 """What a step with Learning Rate Dropout costs, as a ratio to the step without it.
 
-    python benchmarks/step_cost.py            # the table, about 15 minutes on 2 cores
+    python benchmarks/step_cost.py            # the table, about 12 minutes on 2 cores
     python benchmarks/step_cost.py --optimizers Adam --trees ResNet-34 --dtypes float32
     python benchmarks/step_cost.py --scale    # to 300 M parameters and 1,000 leaves
 
