@@ -1,5 +1,6 @@
 """Learning Rate Dropout as a gradient transformation."""
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,13 +74,17 @@ def learning_rate_dropout(
       draw decides for a complex number. Values are selected, not multiplied: a
       dropped NaN is 0. A mask depends on the key, on the number of its leaf in the
       flattened tree, and on the indices in the global array: it is the same under
-      any sharding by ``jit``. Inside ``shard_map`` an array is one shard, and every
-      shard draws alike unless the key differs.
+      any sharding by ``jit``. Inside ``shard_map`` an array is one shard: what varies
+      over a manual mesh axis gets masks of its own in every shard along it, what is
+      replicated the same in all. With ``check_vma=False`` (and in ``pmap``) JAX does
+      not know which is which, and all shards draw alike unless the key differs.
 
     Raises:
       ValueError: if a `keep_prob` that is a number is outside of (0, 1], or
-        `keep_prob` or `key` have a wrong shape.
-      TypeError: if `keep_prob` or `key` are of a wrong type.
+        `keep_prob` or `key` have a wrong shape. From the update: if the value of a
+        schedule is such, or the state's key is not two words.
+      TypeError: if `keep_prob` or `key` are of a wrong type. From the update: if the
+        state is not what `init` returned, or an update is no array of numbers.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
@@ -117,6 +122,7 @@ def learning_rate_dropout(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, LearningRateDropoutState]:
         del params
+        _check_state(state)
         prob = keep_prob
         if callable(prob):
             prob = prob(state.count)
@@ -124,6 +130,7 @@ def learning_rate_dropout(
         next_key, words = _keys.split_words(state.rng_key)
         if not (isinstance(prob, _NUMBERS) and prob == 1):
             leaves, treedef = jax.tree.flatten(updates)
+            _check_updates(leaves)
             masks = _leaf_masks(words, leaves, prob)
             if unbiased:
                 leaves = [_divide(leaf, prob) for leaf in leaves]
@@ -146,8 +153,8 @@ def sample_mask(
       rng_key: the field of :class:`LearningRateDropoutState` before the update,
         ``uint32[2]`` (``state[-1].rng_key`` where it is last in a chain), or anything
         that `learning_rate_dropout` takes as `key`, for the mask of the first update.
-      tree: a tree shaped as the updates; of its leaves only the shape is used, so
-        :class:`jax.ShapeDtypeStruct` will do.
+      tree: a tree shaped as the updates; of its leaves only the shape (and the
+        sharding) is used, so :class:`jax.ShapeDtypeStruct` will do.
       keep_prob: the probability that the update uses, a number in (0, 1] or a
         float scalar array. Of a schedule, its value: ``schedule(state.count)``.
 
@@ -181,10 +188,36 @@ def _leaf_masks(
     words: jax.Array, leaves: list[Any], keep_prob: jax.typing.ArrayLike
 ) -> list[jax.Array]:
     limit = _masks.threshold(keep_prob)
-    return [
-        _masks.leaf_mask(words, number, np.shape(leaf), limit)
-        for number, leaf in enumerate(leaves)
+    kinds = [
+        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+        for leaf in leaves
     ]
+    axes = [_varying_axes(kind) for kind in kinds]
+    shards = {each: _keys.shard_words(words, each) for each in set(axes)}
+    return [
+        _masks.leaf_mask(shards[axes[n]], n, kind.shape, limit, _explicit(kind))
+        for n, kind in enumerate(kinds)
+    ]
+
+
+def _varying_axes(kind: Any) -> frozenset[Hashable]:
+    """The manual mesh axes (of a ``shard_map``) along which an array differs."""
+    manual = getattr(kind, "manual_axis_type", None)
+    # JAX 0.7 has `vma` in its place.
+    axes = manual.varying if manual is not None else getattr(kind, "vma", None)
+    return frozenset(axes or ())
+
+
+def _explicit(kind: Any) -> jax.sharding.NamedSharding | None:
+    """The sharding of an array over the Explicit axes of the mesh in use.
+
+    Without it JAX would take the mask for replicated there, and compute it whole on
+    every device. Over other axes XLA decides.
+    """
+    sharding = kind.sharding
+    # Outside of jit and of jax.set_mesh no devices are known to place the mask on.
+    in_use = jax.sharding.get_abstract_mesh() == getattr(sharding, "mesh", None)
+    return sharding if in_use and any(sharding.spec) else None
 
 
 def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
@@ -202,6 +235,35 @@ def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
     scale = 1 / jnp.clip(jnp.asarray(keep_prob).astype(real), 2.0**-24, 1)
     scaled = wide * jax.lax.full_like(wide, scale)  # full_like: keeps a weak type weak
     return scaled.astype(update.dtype) if narrow else scaled
+
+
+def _check_state(state: Any) -> None:
+    """Raises unless `state` is, or looks like, what init returned."""
+    if not (hasattr(state, "count") and hasattr(state, "rng_key")):
+        raise TypeError(
+            "state must be the LearningRateDropoutState that init returns, "
+            f"got {type(state).__name__}"
+        )
+    shape, dtype = np.shape(state.rng_key), jnp.result_type(state.rng_key)
+    if shape != (2,) or dtype != jnp.uint32:
+        raise ValueError(
+            f"state.rng_key must be uint32 of shape (2,), got {dtype} of shape {shape}"
+        )
+
+
+def _check_updates(leaves: list[Any]) -> None:
+    for leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None:
+            kind = f"type {type(leaf).__name__}"
+            fine = isinstance(leaf, (int, float, complex)) and not isinstance(
+                leaf, bool
+            )
+        else:
+            kind = f"dtype {'float0' if dtype == jax.dtypes.float0 else dtype}"
+            fine = jnp.issubdtype(dtype, jnp.number)
+        if not fine:
+            raise TypeError(f"updates must be arrays of numbers, got a leaf of {kind}")
 
 
 def _check_keep_prob(value: Any, name: str = "keep_prob") -> None:

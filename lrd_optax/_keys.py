@@ -4,6 +4,7 @@ The words live in the optimizer state as plain ``uint32[2]`` and not as a typed
 key: serialisers, casts and norms over the state fail on typed keys.
 """
 
+from collections.abc import Hashable
 from typing import TypeAlias
 
 import jax
@@ -70,6 +71,14 @@ def split_words(words: jax.Array) -> tuple[jax.Array, jax.Array]:
     fold = jax.vmap(lambda i: jax.random.fold_in(_typed(words), i))
     both: jax.Array = jax.random.key_data(fold(np.arange(2, dtype=np.uint32)))
     return both[0], both[1]
+
+
+def shard_words(words: jax.Array, axes: frozenset[Hashable]) -> jax.Array:
+    """Returns words of its own for every shard along the manual mesh axes `axes`."""
+    for axis in sorted(axes, key=str):
+        shard = jax.random.fold_in(_typed(words), jax.lax.axis_index(axis))
+        words = jax.random.key_data(shard)
+    return words
 
 
 def _typed(words: jax.Array) -> jax.Array:

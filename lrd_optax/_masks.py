@@ -28,30 +28,42 @@ _LEAF_STRIDES = (_WEYL * 0x9E3779B9 % 2**32, 0x85EBCA6B)
 
 
 def leaf_mask(
-    words: jax.Array, leaf: int, shape: tuple[int, ...], limit: jax.Array
+    words: jax.Array,
+    leaf: int,
+    shape: tuple[int, ...],
+    limit: jax.Array,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> jax.Array:
-    """Returns the booleans of leaf number `leaf`: True where an element is kept."""
+    """Returns the booleans of leaf number `leaf`: True where an element is kept.
+
+    `sharding` is that of the leaf on a mesh with Explicit axes, else None.
+    """
     # The leaf's number enters as an array constant and not as two scalars: XLA would
     # inline scalars, and then compile one kernel a leaf instead of one a shape.
     number = np.array([(leaf + 1) * odd % 2**32 for odd in _LEAF_STRIDES], np.uint32)
-    mask: jax.Array = _leaf_mask(words, number, limit, shape)
+    mask: jax.Array = _leaf_mask(words, number, limit, shape, sharding)
     return mask
 
 
-@functools.partial(jax.jit, static_argnames="shape")  # traced once a shape
+# Traced once a shape.
+@functools.partial(jax.jit, static_argnames=("shape", "sharding"))
 def _leaf_mask(
-    words: jax.Array, number: jax.Array, limit: jax.Array, shape: tuple[int, ...]
+    words: jax.Array,
+    number: jax.Array,
+    limit: jax.Array,
+    shape: tuple[int, ...],
+    sharding: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
     words = words + number
     first, second = words[0], words[1]
-    row, index = element_index(shape)
+    row, index = element_index(shape, sharding)
     if row is not None:
         first, second = _scramble(first + row), _scramble(second ^ row)
     return draw(index, first, second) < limit
 
 
 def element_index(
-    shape: tuple[int, ...],
+    shape: tuple[int, ...], sharding: jax.sharding.NamedSharding | None = None
 ) -> tuple[jax.Array | None, jax.Array]:
     """Returns the global index of every element, as (row, index in the row), uint32.
 
@@ -68,19 +80,27 @@ def element_index(
             f"a dimension must have at most 2**32 elements, got shape {shape}"
         )
     return (
-        _count(shape, range(rank)) if rank else None,
-        _count(shape, range(rank, len(shape))),
+        _count(shape, range(rank), sharding) if rank else None,
+        _count(shape, range(rank, len(shape)), sharding),
     )
 
 
-def _count(shape: tuple[int, ...], dims: range) -> jax.Array:
+def _count(
+    shape: tuple[int, ...],
+    dims: range,
+    sharding: jax.sharding.NamedSharding | None,
+) -> jax.Array:
     terms, stride = [], 1
     for dim in reversed(dims):
         if shape[dim] > 1:
-            position = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
+            position = jax.lax.broadcasted_iota(
+                jnp.uint32, shape, dim, out_sharding=sharding
+            )
             terms.append(position * np.uint32(stride) if stride > 1 else position)
         stride *= shape[dim]
-    return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, jnp.uint32)
+    if not terms:
+        return jnp.zeros(shape, jnp.uint32, out_sharding=sharding)
+    return functools.reduce(jnp.add, terms)
 
 
 def draw(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+# For the meshes of test_sharding.py; everything else runs on the first device.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

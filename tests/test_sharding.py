@@ -1,47 +1,290 @@
-"""The masks of one device on eight, under any sharding, without communication."""
+"""The masks of one device on eight: under any sharding by jit, and in shard_map."""
 
-import subprocess
-import sys
+import re
 
-CODE = """
+import chex
 import jax
-jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from law import p_values, worst
+
 import lrd_optax
 
-tx = optax.chain(optax.sgd(0.1), lrd_optax.learning_rate_dropout(0.5, key=0))
-updates = jnp.ones((16, 24))
-expected, _ = jax.jit(tx.update)(updates, tx.init(updates))
-collectives = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
-specs = P(), P("x"), P(None, "y"), P("x", "y"), P(("x", "y")), P(None, ("x", "y"))
-for axis_type in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+STEPS = 20
+SPECS = [P(), P("x"), P(None, "y"), P("x", "y"), P(("x", "y")), P(None, ("y", "x"))]
+SHAPES = {"matrix": (24, 40), "odd": (7, 5, 3), "bias": (40,), "scalar": ()}
+COLLECTIVES = (
+    "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+    "|collective-broadcast"
+)
+
+
+@pytest.fixture(params=[AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def mesh(request):
+    devices = jax.devices("cpu")[:8]
+    types = (request.param,) * 2
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=types, devices=devices)
     with jax.set_mesh(mesh):
-        for spec in specs:
-            local = jax.device_put(updates, NamedSharding(mesh, spec))
-            state = tx.init(local)
-            step = jax.jit(tx.update).lower(local, state).compile()
-            np.testing.assert_array_equal(step(local, state)[0], expected)
-            assert step(local, state)[0].sharding.shard_shape((16, 24)) == (
-                local.sharding.shard_shape((16, 24))
-            )
-            hlo = step.as_text()
-            assert not any(name in hlo for name in collectives), hlo
-            assert spec == P() or "f32[16,24]" not in hlo, hlo
-        total = jax.jit(jnp.sum).lower(local).compile()
-        assert "all-reduce" in total.as_text()  # the check can fail
-print("same")
-"""
+        yield mesh
 
 
-def test_same_masks_on_eight_devices():
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CODE],
-        capture_output=True,
-        text=True,
-        env={"JAX_PLATFORMS": "cpu"},
+def optimizer(keep_prob=0.5):
+    dropout = lrd_optax.learning_rate_dropout(keep_prob, key=0)
+    return optax.chain(optax.adam(0.01), dropout)
+
+
+def place(tree, mesh=None, spec=None):
+    """`tree` on one device, or on the mesh, its matrix sharded by `spec`."""
+    if mesh is None:
+        return jax.device_put(tree, jax.devices("cpu")[0])
+    specs = {name: spec if name == "matrix" else P() for name in tree}
+    return jax.tree.map(
+        lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), tree, specs
     )
-    assert run.stdout == "same\n", run.stderr
+
+
+def gradients(step):
+    rng = np.random.default_rng(step)
+    return {n: rng.standard_normal(s).astype("f") for n, s in SHAPES.items()}
+
+
+def train(tx, mesh=None, spec=None):
+    """Parameters and masks after each of 20 steps with given gradients."""
+    params = place(gradients(0), mesh, spec)
+    state = jax.jit(tx.init)(params)
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        masks = jax.tree.map(lambda u: u != 0, updates)
+        return optax.apply_updates(params, updates), state, masks
+
+    history = []
+    for i in range(STEPS):
+        grads = place(gradients(i + 1), mesh, spec)
+        params, state, masks = step(params, state, grads)
+        history.append(jax.device_get((params, masks)))
+    return history, params, step.lower(params, state, grads).compile().as_text()
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    with jax.numpy_dtype_promotion("standard"):
+        return train(optimizer())[0]
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_same_masks_and_parameters_without_communication(mesh, spec, one_device):
+    history, params, hlo = train(optimizer(), mesh, spec)
+    chex.assert_trees_all_equal(history, one_device)
+    assert params["matrix"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+    assert not re.search(COLLECTIVES, hlo)
+    assert ("[24,40]" in hlo) == (spec == P())
+
+
+def bernoulli_dropout(update, state, params=None):
+    """The usual way to write it, which the check above must catch."""
+    leaves, treedef = jax.tree.flatten(update)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    masks = [
+        jax.random.bernoulli(key, 0.5, leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    kept = [jnp.where(m, u, 0) for m, u in zip(masks, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, kept), state
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_the_checks_can_fail(mesh):
+    bad = optax.GradientTransformation(lambda _: optax.EmptyState(), bernoulli_dropout)
+    with jax.threefry_partitionable(False):
+        hlo = train(optax.chain(optax.adam(0.01), bad), mesh, P("x", "y"))[2]
+    if mesh.axis_types[0] == AxisType.Auto:
+        assert re.search(COLLECTIVES, hlo)
+    else:
+        assert "[24,40]" in hlo
+
+
+@pytest.mark.parametrize("spec", [P("x"), P("x", None, "y"), P(None, "y", "x")])
+def test_ensemble_on_a_mesh(mesh, spec):
+    if mesh.axis_types[0] == AxisType.Explicit and jax.__version_info__ < (0, 8):
+        pytest.skip("JAX 0.7 cannot vmap over a sharded dimension of an Explicit mesh")
+
+    def masked(seed, updates):
+        tx = lrd_optax.learning_rate_dropout(0.5, key=seed)
+        return tx.update(updates, tx.init(updates))[0]
+
+    seeds, updates = jnp.arange(4), jnp.ones((4, 6, 8))
+    expected = [masked(int(seed), updates[0]) for seed in seeds]
+    seeds = jax.device_put(seeds, NamedSharding(mesh, P(*spec[:1])))
+    updates = jax.device_put(updates, NamedSharding(mesh, spec))
+    np.testing.assert_array_equal(jax.vmap(masked)(seeds, updates), expected)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(masked))(seeds, updates), expected)
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_arrays_of_an_explicit_mesh_outside_of_set_mesh(jit):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    updates = jax.device_put(jnp.ones((8, 6)), NamedSharding(mesh, P("x", "y")))
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    out, _ = jit(tx.update)(updates, tx.init(updates))
+    expected = lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
+    np.testing.assert_array_equal(out, expected)
+    assert out.sharding.is_equivalent_to(updates.sharding, 2)
+
+
+def test_dimension_that_the_mesh_does_not_divide():
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, P("x", "y"))
+
+    @jax.jit
+    def masked(updates):
+        updates = jax.lax.with_sharding_constraint(updates, sharding)
+        return jax.lax.with_sharding_constraint(
+            jnp.where(lrd_optax.sample_mask(0, updates, 0.5), updates, 0), sharding
+        )
+
+    expected = lrd_optax.sample_mask(0, jnp.ones((7, 5)), 0.5)
+    np.testing.assert_array_equal(masked(jnp.ones((7, 5))), expected)
+
+
+# Inside shard_map.
+
+LOCAL = {"all": P(), "x": P("x"), "y": P("y"), "both": P("x", "y")}
+
+
+@pytest.fixture
+def manual():
+    """A mesh to be used inside shard_map."""
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+
+def shards(array):
+    """The shard that each device of the mesh holds, as [x, y, ...]."""
+    by_device = {s.device.id: np.asarray(s.data) for s in array.addressable_shards}
+    mesh = array.sharding.mesh
+    return np.stack([[by_device[d.id] for d in row] for row in mesh.devices])
+
+
+def mapped(mesh, keep_prob=0.5, steps=2, **kwargs):
+    """Masks of the last of some steps, drawn where the arrays are shards."""
+
+    def body(updates):
+        tx = lrd_optax.learning_rate_dropout(keep_prob, key=0)
+
+        def step(state, _):
+            masks = lrd_optax.sample_mask(state.rng_key, updates, keep_prob)
+            out, state = tx.update(updates, state)
+            return state, (out, masks)
+
+        out, masks = jax.lax.scan(step, tx.init(updates), length=steps)[1]
+        return jax.tree.map(lambda x: x[-1], (out, masks))
+
+    return jax.jit(
+        jax.shard_map(
+            body, mesh=mesh, in_specs=(LOCAL,), out_specs=(LOCAL, LOCAL), **kwargs
+        )
+    )
+
+
+def ones():
+    return {name: jnp.ones((256, 64)) for name in LOCAL}
+
+
+def test_shard_map_draws_apart_what_varies_and_alike_what_is_replicated(manual):
+    updates, masks = mapped(manual)(ones())
+    chex.assert_trees_all_equal(updates, jax.tree.map(np.float32, masks))
+    masks = {name: shards(mask) for name, mask in masks.items()}
+    for name, varies_x, varies_y in [
+        ("all", False, False),
+        ("x", True, False),
+        ("y", False, True),
+        ("both", True, True),
+    ]:
+        for axis, varies in enumerate((varies_x, varies_y)):
+            first, second = np.take(masks[name], [0, 1], axis).swapaxes(0, axis)
+            assert (first != second).any() == varies
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    _, state = tx.update(ones(), tx.init(None))
+    outside = lrd_optax.sample_mask(state.rng_key, ones(), 0.5)
+    np.testing.assert_array_equal(masks["all"][0, 0], outside["all"])
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1])
+def test_shards_are_independent(manual, p):
+    # Steps and shards stand where law.py expects steps and leaves.
+    spec = P(("x", "y"))
+
+    def body(updates):
+        tx = lrd_optax.learning_rate_dropout(p, key=1)
+
+        def step(state, _):
+            out, state = tx.update(updates, state)
+            return state, out != 0
+
+        return jax.lax.scan(step, tx.init(updates), length=16)[1]
+
+    run = jax.shard_map(body, mesh=manual, in_specs=spec, out_specs=P(None, *spec))
+    masks = np.array(jax.jit(run)(jnp.ones((8 * 64, 64)))).reshape(16, 8, 64, 64)
+    assert worst(masks, p) > 0.01, p_values(masks, p)
+    # Two shards alike, which is what a draw without axis_index gives, are noticed.
+    masks[:, 5] = masks[:, 2]
+    assert worst(masks, p) < 1e-6
+
+
+def test_shard_map_does_not_communicate(manual):
+    hlo = mapped(manual).lower(ones()).compile().as_text()
+    assert not re.search(COLLECTIVES, hlo)
+
+
+def test_shard_map_eager_equals_jit(manual):
+    def body(updates):
+        return lrd_optax.sample_mask(3, updates, 0.5)
+
+    run = jax.shard_map(body, mesh=manual, in_specs=(LOCAL,), out_specs=LOCAL)
+    small = {name: jnp.ones((8, 4)) for name in LOCAL}
+    chex.assert_trees_all_equal(run(small), jax.jit(run)(small))
+
+
+def test_shard_map_over_one_axis_of_two(mesh):
+    # Manual over x and not over y: independent over x, global over y.
+    def body(updates):
+        return lrd_optax.sample_mask(0, updates, 0.5)
+
+    def run(spec):
+        one = jax.shard_map(body, axis_names={"x"}, in_specs=P("x"), out_specs=P("x"))
+        local = jax.device_put(jnp.ones((8, 6)), NamedSharding(mesh, spec))
+        return np.asarray(jax.jit(one)(local))
+
+    np.testing.assert_array_equal(run(P("x")), run(P("x", "y")))
+    assert len(np.unique(run(P("x")).reshape(4, -1), axis=0)) == 4
+
+
+def test_without_check_vma_shards_draw_alike_until_the_key_differs(manual):
+    alike, _ = mapped(manual, check_vma=False)(ones())
+    for array in jax.tree.leaves(alike):
+        masks = shards(array).reshape(8, -1)
+        assert (masks == masks[0]).all()
+
+    def body(updates):
+        key = jax.random.fold_in(jax.random.key(0), jax.lax.axis_index("x"))
+        tx = lrd_optax.learning_rate_dropout(0.5, key=key)
+        return tx.update(updates, tx.init(updates))[0]
+
+    specs = {"in_specs": P("x"), "out_specs": P("x")}
+    run = jax.shard_map(body, mesh=manual, check_vma=False, **specs)
+    apart = shards(jax.jit(run)(jnp.ones((256, 64))))[:, 0].reshape(4, -1)
+    assert len(np.unique(apart, axis=0)) == 4
+
+
+def test_pmap_draws_alike_on_every_device():
+    # Replicated training: the gradients are averaged, the parameters stay equal.
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    updates = jax.pmap(lambda u: tx.update(u, tx.init(u))[0])(jnp.ones((8, 50)))
+    expected = lrd_optax.sample_mask(0, jnp.ones(50), 0.5)
+    np.testing.assert_array_equal(updates, np.tile(expected, (8, 1)))
