@@ -83,8 +83,9 @@ def learning_rate_dropout(
       ValueError: if a `keep_prob` that is a number is outside of (0, 1], or
         `keep_prob` or `key` have a wrong shape. From the update: if the value of a
         schedule is such, or the state's key is not two words.
-      TypeError: if `keep_prob` or `key` are of a wrong type. From the update: if the
-        state is not what `init` returned, or an update is no array of numbers.
+      TypeError: if `keep_prob`, `key` or `unbiased` are of a wrong type. From the
+        update: if the state is not what `init` returned, or an update is no array
+        of numbers.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
@@ -109,6 +110,8 @@ def learning_rate_dropout(
     if not callable(keep_prob):
         _check_keep_prob(keep_prob)
     _keys.check_key(key)
+    if not isinstance(unbiased, (bool, np.bool_)):
+        raise TypeError(f"unbiased must be True or False, got {unbiased!r}")
 
     def init_fn(params: optax.Params) -> LearningRateDropoutState:
         del params

@@ -1,6 +1,7 @@
 """The law of the masks, and which bits they are."""
 
 import functools
+import hashlib
 
 import chex
 import jax
@@ -143,22 +144,49 @@ def test_more_elements_than_32_bits_can_number():
     first, last = (np.asarray(x) for x in ends(np.uint32([0, 1])))
     both = np.concatenate([first, last]).reshape(4, 8, 64, 64)
     assert worst(both, 0.5) > 0.01
-    with pytest.raises(ValueError, match=r"at most 2\*\*32 elements, got shape"):
-        jax.eval_shape(
-            lambda: lrd_optax.sample_mask(
-                0, jax.ShapeDtypeStruct((2**32 + 1,), jnp.int8), 0.5
-            )
-        )
 
 
-def test_bits_are_the_same_everywhere(x64):
+# Golden bits: a change of the draw must be noticed, it changes every run. They hold on
+# the default device, so on a machine with a GPU they say that it draws as a CPU does.
+GOLDEN = "000110110100010111011101001101100111101010111"
+GOLDEN_20_STEPS = {
+    0: "d3091061d9ed6f05",
+    1: "7f10d9a533d52463",
+    -1: "73e6d13509679a63",
+    2**40 + 7: "d65bfd1acbda8c02",
+}
+TREE = {"a": (9, 5), "b": (3,), "c": (2, 3, 4), "d": (), "e": (1000,)}
+
+
+def test_golden_bits(x64):
     tree = [jnp.ones((9, 5), jnp.float32), jnp.ones(3, jnp.bfloat16)]
     eager = lrd_optax.sample_mask(np.uint32([1, 2]), tree, 0.5)
     jitted = jax.jit(lrd_optax.sample_mask)(np.uint32([1, 2]), tree, 0.5)
     chex.assert_trees_all_equal(eager, jitted)
-    # Golden bits: a change of the draw must be noticed, it changes every run.
-    golden = "000110110100010111011101001101100111101010111"
-    assert "".join("01"[int(b)] for b in np.ravel(eager[0])) == golden
+    assert "".join("01"[int(b)] for b in np.ravel(eager[0])) == GOLDEN
+
+
+@pytest.mark.parametrize("seed", GOLDEN_20_STEPS)
+@pytest.mark.parametrize("run", ["eager", "jit", "scan"])
+def test_golden_bits_of_20_steps(run, seed, x64):
+    tx = lrd_optax.learning_rate_dropout(0.5, key=seed)
+    updates = {name: jnp.ones(shape) for name, shape in TREE.items()}
+    state = tx.init(updates)
+
+    def step(state, _):
+        out, state = tx.update(updates, state)
+        return state, jnp.concatenate([u.reshape(-1) for u in out.values()])
+
+    if run == "scan":
+        history = jax.lax.scan(step, state, length=20)[1]
+    else:
+        step = jax.jit(step) if run == "jit" else step
+        history = []
+        for _ in range(20):
+            state, out = step(state, None)
+            history.append(out)
+    bits = np.packbits(np.asarray(history).astype(bool))
+    assert hashlib.sha256(bits).hexdigest()[:16] == GOLDEN_20_STEPS[seed]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 1 / 3, 1 - 2**-24, 2**-24])

@@ -1,0 +1,286 @@
+"""Wrong calls, and the exact sentence that each must give.
+
+And values that are known at run time only, which cannot raise: what they do.
+"""
+
+from fractions import Fraction
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lrd_optax
+
+ONES = np.ones(3, np.float32)
+NUMBER = "keep_prob must be a number in (0, 1], got"
+KEY = "key must be an int, a jax.random key, or a legacy uint32 key"
+RULE_UPDATES = "updates must be arrays of numbers, got a leaf of"
+RULE_STATE = "state must be the LearningRateDropoutState that init returns, got"
+
+
+def make(keep_prob=0.5, key=0, **kwargs):
+    return lrd_optax.learning_rate_dropout(keep_prob, key=key, **kwargs)
+
+
+def update(updates=ONES, state=None, **kwargs):
+    tx = make(**kwargs)
+    return tx.update(updates, tx.init(updates) if state is None else state)
+
+
+def state(**changes):
+    return make().init(ONES)._replace(**changes)
+
+
+BAD_KEEP_PROBS = {
+    "zero": (0, ValueError, f"{NUMBER} 0"),
+    "zero as a float": (0.0, ValueError, f"{NUMBER} 0.0"),
+    "negative": (-0.5, ValueError, f"{NUMBER} -0.5"),
+    "above one": (1.5, ValueError, f"{NUMBER} 1.5"),
+    "a percentage": (50, ValueError, f"{NUMBER} 50"),
+    "nan": (float("nan"), ValueError, f"{NUMBER} nan"),
+    "infinite": (float("inf"), ValueError, f"{NUMBER} inf"),
+    "numpy number": (np.float64(2), ValueError, f"{NUMBER} 2.0"),
+    "numpy array": (np.array(1.5), ValueError, f"{NUMBER} 1.5"),
+    "huge": (10**400, ValueError, f"{NUMBER} {10**400}"),
+    "fraction": (Fraction(1, 2), TypeError, f"{NUMBER} Fraction(1, 2)"),
+    "string": ("0.5", TypeError, f"{NUMBER} '0.5'"),
+    "none": (None, TypeError, f"{NUMBER} None"),
+    "bool": (True, TypeError, f"{NUMBER} True"),
+    "complex": (0.5j, TypeError, f"{NUMBER} 0.5j"),
+    "list": ([0.5], TypeError, f"{NUMBER} [0.5]"),
+    "dict": ({"w": 0.5}, TypeError, f"{NUMBER} {{'w': 0.5}}"),
+    "vector": (np.ones(3), ValueError, "keep_prob must be a scalar, got shape (3,)"),
+    "bool array": (np.array(True), TypeError, f"{NUMBER} a scalar of dtype bool"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KEEP_PROBS)
+def test_bad_keep_prob(case):
+    value, error, message = BAD_KEEP_PROBS[case]
+    raises(error, message, lambda: make(value))
+    raises(error, message, lambda: lrd_optax.sample_mask(0, ONES, value))
+    message = (
+        f"the value of the keep_prob schedule {message.removeprefix('keep_prob ')}"
+    )
+    raises(error, message, lambda: update(keep_prob=lambda count: value))
+    raises(error, message, lambda: jax.jit(lambda: update(keep_prob=lambda _: value))())
+
+
+BAD_KEYS = {
+    "none": (None, TypeError, f"{KEY}, got None"),
+    "bool": (True, TypeError, f"{KEY}, got True"),
+    "numpy bool": (np.bool_(True), TypeError, f"{KEY}, got np.True_"),
+    "float": (1.0, TypeError, f"{KEY}, got 1.0"),
+    "numpy float": (np.float32(1), TypeError, f"{KEY}, got np.float32(1.0)"),
+    "string": ("0", TypeError, f"{KEY}, got '0'"),
+    "list": ([0, 1], TypeError, f"{KEY}, got [0, 1]"),
+    "float array": (ONES[:2], TypeError, f"{KEY}, got an array of dtype float32"),
+    "int array": (
+        np.zeros(2, np.int32),
+        TypeError,
+        f"{KEY}, got an array of dtype int32",
+    ),
+    "float scalar": (
+        np.zeros(()),
+        TypeError,
+        f"{KEY}, got a scalar of dtype float64",
+    ),
+    "bool scalar": (np.array(True), TypeError, f"{KEY}, got a scalar of dtype bool"),
+    "3 words": (
+        np.zeros(3, np.uint32),
+        ValueError,
+        f"{KEY} of shape (2,), got shape (3,)",
+    ),
+    "2 legacy keys": (
+        np.zeros((2, 2), np.uint32),
+        ValueError,
+        f"{KEY} of shape (2,), got shape (2, 2)",
+    ),
+    "too wide": (2**64, ValueError, f"key as an int must fit in 64 bits, got {2**64}"),
+    "too negative": (
+        -(2**63) - 1,
+        ValueError,
+        f"key as an int must fit in 64 bits, got {-(2**63) - 1}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KEYS)
+def test_bad_key(case):
+    key, error, message = BAD_KEYS[case]
+    raises(error, message, lambda: make(key=key))
+    raises(error, f"rng_{message}", lambda: lrd_optax.sample_mask(key, ONES, 0.5))
+
+
+def test_several_typed_keys():
+    # Not in the table: a key made there would start the backend at collection.
+    keys = jax.random.split(jax.random.key(0), 3)
+    message = "key must be one key, got keys of shape (3,)"
+    raises(ValueError, message, lambda: make(key=keys))
+    raises(ValueError, f"rng_{message}", lambda: lrd_optax.sample_mask(keys, ONES, 0.5))
+
+
+BAD_CALLS = {
+    "key is missing": (
+        lambda: lrd_optax.learning_rate_dropout(0.5),
+        TypeError,
+        "learning_rate_dropout() missing 1 required keyword-only argument: 'key'",
+    ),
+    "key by position": (
+        lambda: lrd_optax.learning_rate_dropout(0.5, 0),
+        TypeError,
+        "learning_rate_dropout() takes from 0 to 1 positional arguments "
+        "but 2 were given",
+    ),
+    "unbiased is a string": (
+        lambda: make(unbiased="no"),
+        TypeError,
+        "unbiased must be True or False, got 'no'",
+    ),
+    "unbiased is a number": (
+        lambda: make(unbiased=0.5),
+        TypeError,
+        "unbiased must be True or False, got 0.5",
+    ),
+    "schedule as the mask's keep_prob": (
+        lambda: lrd_optax.sample_mask(0, ONES, print),
+        TypeError,
+        f"{NUMBER} <built-in function print>",
+    ),
+    "updates: a string": (
+        lambda: update({"w": ONES, "name": "linear"}),
+        TypeError,
+        f"{RULE_UPDATES} type str",
+    ),
+    "updates: a bool": (lambda: update(True), TypeError, f"{RULE_UPDATES} type bool"),
+    "updates: bools": (
+        lambda: update(ONES > 0),
+        TypeError,
+        f"{RULE_UPDATES} dtype bool",
+    ),
+    "updates: a key": (
+        lambda: update([jax.random.key(0)]),
+        TypeError,
+        f"{RULE_UPDATES} dtype key<fry>",
+    ),
+    "updates: objects": (
+        lambda: update(np.array([None])),
+        TypeError,
+        f"{RULE_UPDATES} dtype object",
+    ),
+    "updates: a gradient of integers": (
+        lambda: update(
+            jax.grad(lambda x: 1.0, allow_int=True)(jnp.arange(3)), state=state()
+        ),
+        TypeError,
+        f"{RULE_UPDATES} dtype float0",
+    ),
+    "updates: integers, unbiased": (
+        lambda: update(np.arange(3), unbiased=True),
+        TypeError,
+        "unbiased=True needs float or complex updates, got int32",
+    ),
+    "a dimension of more than 2**32": (
+        lambda: jax.eval_shape(
+            lambda: lrd_optax.sample_mask(
+                0, jax.ShapeDtypeStruct((3, 2**32 + 1), jnp.int8), 0.5
+            )
+        ),
+        ValueError,
+        f"a dimension must have at most 2**32 elements, got shape (3, {2**32 + 1})",
+    ),
+    "state: of a chain": (
+        lambda: update(state=(state(),)),
+        TypeError,
+        f"{RULE_STATE} tuple",
+    ),
+    "state: of another transformation": (
+        lambda: update(state=optax.scale_by_adam().init(ONES)),
+        TypeError,
+        f"{RULE_STATE} ScaleByAdamState",
+    ),
+    "state: a dict": (
+        lambda: update(state=state()._asdict()),
+        TypeError,
+        f"{RULE_STATE} dict",
+    ),
+    "state: of a stateless transformation": (
+        lambda: update(state=optax.EmptyState()),
+        TypeError,
+        f"{RULE_STATE} EmptyState",
+    ),
+    "state: of an ensemble": (
+        lambda: update(state=jax.vmap(lambda s: make(key=s).init(ONES))(jnp.arange(4))),
+        ValueError,
+        "state.rng_key must be uint32 of shape (2,), got uint32 of shape (4, 2)",
+    ),
+    "state: cast to float": (
+        lambda: update(state=state(rng_key=np.ones(2, np.float32))),
+        ValueError,
+        "state.rng_key must be uint32 of shape (2,), got float32 of shape (2,)",
+    ),
+    "state: a typed key put in": (
+        lambda: update(state=state(rng_key=jax.random.key(0))),
+        ValueError,
+        "state.rng_key must be uint32 of shape (2,), got key<fry> of shape ()",
+    ),
+    "state: an int put in": (
+        lambda: update(state=state(rng_key=7)),
+        ValueError,
+        "state.rng_key must be uint32 of shape (2,), got int32 of shape ()",
+    ),
+    "state: key of 4 words": (
+        lambda: update(state=state(rng_key=np.zeros(4, np.uint32))),
+        ValueError,
+        "state.rng_key must be uint32 of shape (2,), got uint32 of shape (4,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_call(case):
+    call, error, message = BAD_CALLS[case]
+    raises(error, message, call)
+
+
+def raises(error, message, call):
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_there_are_enough():
+    assert len(BAD_KEEP_PROBS) + len(BAD_KEYS) + len(BAD_CALLS) >= 40
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_another_tree_than_at_init():
+    # It keeps nothing a leaf, so a state goes with any tree; an optimizer that does
+    # gives its own error, which it must not hide.
+    trees = {"w": ONES}, {"w": ONES, "b": ONES}
+    tx = make()
+    chex.assert_trees_all_equal(
+        tx.update(trees[1], tx.init(trees[0])), tx.update(trees[1], tx.init(trees[1]))
+    )
+    messages = []
+    for tx in (optax.adam(0.1), optax.chain(optax.adam(0.1), make())):
+        with pytest.raises(ValueError, match=r".+") as caught:
+            tx.update(trees[1], tx.init(trees[0]))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(np.nan, 0), (-0.5, 0), (-np.inf, 0), (0.0, 0), (1.5, 3), (np.inf, 3)],
+)
+def test_values_at_run_time_saturate(value, kept, jit):
+    tx = make(lambda count: jnp.float32(value))
+    out, _ = jit(tx.update)(ONES, tx.init(ONES))
+    assert out.sum() == kept
+    mask = jit(lambda p: lrd_optax.sample_mask(0, ONES, p))(jnp.float32(value))
+    assert mask.sum() == kept
