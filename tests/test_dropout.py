@@ -294,6 +294,11 @@ def test_gradient_through_an_update_is_the_masked_gradient():
         np.testing.assert_array_equal(grad, mask.astype(jnp.float32) * scale)
 
 
+def test_unbiased_under_debug_nans():
+    with jax.debug_nans(True):
+        jitted_once(jnp.ones(9), jnp.float32(0), unbiased=True)
+
+
 @pytest.mark.parametrize("p", [-1.0, 0.0, 1e-9, 2.0])
 def test_unbiased_at_a_keep_prob_that_saturates(p):
     # Divided by the probability that the mask has, and with finite gradients.
