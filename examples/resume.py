@@ -1,0 +1,118 @@
+"""Training with Learning Rate Dropout (LRD) that goes on where it was killed.
+
+    python examples/resume.py    # about 20 seconds; press Ctrl-C, or kill it, any time
+    python examples/resume.py    # the same again: "resumed at step 420"
+
+However often it is killed, it ends with the parameters of a run that was left alone,
+bit for bit (on the same machine): compare the last lines. `--directory` gives each run
+a place of its own. Two things make it so:
+
+- All that decides a step is in what is saved. The key of the masks is in the optimizer
+  state, and the batch depends on nothing but the number of the step.
+- Orbax writes a checkpoint under another name, in the background, and renames it when
+  it is complete. What a kill leaves half written is never read.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import linen as nn
+from sklearn.datasets import load_digits
+
+import lrd_optax
+
+TRAIN_SIZE, BATCH = 1200, 400
+
+model = nn.Sequential([nn.Dense(512), nn.relu, nn.Dense(10)])
+optimizer = optax.chain(optax.adam(1e-3), lrd_optax.learning_rate_dropout(0.5, key=0))
+
+
+def load_data() -> tuple[np.ndarray, np.ndarray]:
+    x, y = load_digits(return_X_y=True)
+    return (x / 16).astype(np.float32), y
+
+
+def batch_of(step: int) -> np.ndarray:
+    """Returns which images step number `step` trains on."""
+    return np.random.default_rng(step).integers(TRAIN_SIZE, size=BATCH)
+
+
+@jax.jit
+def initial_state() -> dict[str, Any]:
+    params = model.init(jax.random.key(0), jnp.zeros((1, 64)))
+    return {"params": params, "opt_state": optimizer.init(params)}
+
+
+@jax.jit
+def train_step(state, images, labels):
+    def loss_of(params):
+        logits = model.apply(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    loss, grads = jax.value_and_grad(loss_of)(state["params"])
+    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    return {"params": params, "opt_state": opt_state}, loss
+
+
+def train(manager: ocp.CheckpointManager, steps: int, save_every: int) -> None:
+    x, y = load_data()
+    state, start = initial_state(), manager.latest_step() or 0
+    if start:
+        # The fresh state says which shapes, dtypes and shardings to restore to.
+        state = manager.restore(start, args=ocp.args.StandardRestore(state))
+    print("resumed" if start else "started", "at step", start, flush=True)
+    for step in range(start + 1, steps + 1):
+        batch = batch_of(step)
+        state, loss = train_step(state, x[batch], y[batch])
+        if step % save_every == 0 or step == steps:
+            manager.save(step, args=ocp.args.StandardSave(state))
+            print(f"step {step}, loss {loss:.4f}", flush=True)
+    manager.wait_until_finished()
+    guess = model.apply(state["params"], x[TRAIN_SIZE:]).argmax(-1)
+    print(f"test accuracy {(guess == y[TRAIN_SIZE:]).mean():.2%}")
+    print("sha256 of the parameters", sha256(state["params"]))
+    print("sha256 of the optimizer state", sha256(state["opt_state"]))
+
+
+def sha256(tree: Any) -> str:
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+    return hashlib.sha256(b"".join(leaves)).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add, folder = parser.add_argument, Path("results/resume")
+    add("--directory", type=Path, default=folder, help=f"default: {folder}")
+    add("--steps", type=int, default=1000, help="in all, default: 1000")
+    add("--save-every", type=int, default=10, help="steps, default: 10")
+    options = parser.parse_args()
+    if options.steps < 1 or options.save_every < 1:
+        got = f"{options.steps} and {options.save_every}"
+        parser.error(f"--steps and --save-every must be at least 1, got {got}")
+    try:
+        options.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--directory cannot be used: {error}")
+    keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    directory = options.directory.absolute()
+    try:
+        with ocp.CheckpointManager(directory, options=keep) as manager:
+            if (manager.latest_step() or 0) > options.steps:
+                saved = f"holds step {manager.latest_step()}, after --steps"
+                parser.error(f"{options.directory} {saved} {options.steps}")
+            train(manager, options.steps, options.save_every)
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

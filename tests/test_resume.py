@@ -1,0 +1,94 @@
+"""A training run that is killed again and again ends like one that was left alone."""
+
+import contextlib
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+import pytest
+
+PATH = Path(__file__).parent.parent / "examples" / "resume.py"
+EXAMPLE = runpy.run_path(str(PATH))
+
+
+@contextlib.contextmanager
+def training(directory):
+    options = ["--directory", directory, "--steps", "200", "--save-every", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", PATH, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"JAX_PLATFORMS": "cpu"},
+    )
+    watchdog = threading.Timer(120, process.kill)  # so that a hang ends the test
+    watchdog.start()
+    try:
+        yield process
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def kill_somewhere(directory, moments):
+    """Returns the step at which the run began."""
+    with training(directory) as process:
+        begin = process.stdout.readline()
+        # The second save starts when the first is complete: every run gets further.
+        for _ in range(moments.randint(2, 4)):
+            assert process.stdout.readline().startswith("step")
+        time.sleep(moments.uniform(0, 0.1))  # from one save to the next it is 0.1 s
+        process.kill()
+        assert process.wait() == -signal.SIGKILL  # it had not ended by itself
+    return int(begin.split()[-1])
+
+
+def finish(process):
+    """Returns the first line, and those with the accuracy and the digests."""
+    lines = process.communicate()[0].splitlines()
+    assert process.returncode == 0
+    assert "sha256 of the optimizer state" in lines[-1]
+    return lines[0], lines[-3:]
+
+
+def test_killed_runs_end_alike(tmp_path):
+    moments = random.Random(0)
+    with training(tmp_path / "left_alone") as left_alone:  # in the meantime
+        begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(6)]
+        with training(tmp_path / "killed") as last:
+            begin, result = finish(last)
+        begins.append(int(begin.split()[-1]))
+        assert begins[0] == 0
+        assert begins == sorted(set(begins))  # every run went on from a later step
+        assert result == finish(left_alone)[1]
+
+
+class ForgetsTheKey(ocp.CheckpointManager):
+    """Restores all but the state of LRD, which begins anew."""
+
+    def restore(self, step, args):
+        state, fresh = super().restore(step, args=args), EXAMPLE["initial_state"]()
+        state["opt_state"] = (state["opt_state"][0], fresh["opt_state"][1])
+        return state
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_key_that_is_not_restored_is_seen(tmp_path, capsys):
+    def last_lines(directory, steps, manager=ocp.CheckpointManager):
+        with manager(tmp_path / directory) as opened:
+            EXAMPLE["train"](opened, steps, save_every=3)
+        return capsys.readouterr().out.splitlines()[-3:]
+
+    expected = last_lines("left_alone", 6)
+    for directory in "resumed", "forgetful":
+        last_lines(directory, 3)
+    assert last_lines("resumed", 6) == expected
+    forgetful = last_lines("forgetful", 6, ForgetsTheKey)
+    assert all(a != b for a, b in zip(forgetful[1:], expected[1:], strict=True))
