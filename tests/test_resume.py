@@ -61,7 +61,7 @@ def finish(process):
 def test_killed_runs_end_alike(tmp_path):
     moments = random.Random(0)
     with training(tmp_path / "left_alone") as left_alone:  # in the meantime
-        begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(6)]
+        begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(5)]
         with training(tmp_path / "killed") as last:
             begin, result = finish(last)
         begins.append(int(begin.split()[-1]))
