@@ -1,6 +1,5 @@
 """Learning Rate Dropout as a gradient transformation."""
 
-from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lrd_optax import _keys, _masks
-
-_NUMBERS = (int, float, np.integer, np.floating)
+from lrd_optax import _checks, _keys, _masks, _meshes
 
 
 class LearningRateDropoutState(NamedTuple):
@@ -58,7 +55,7 @@ def learning_rate_dropout(
         also traced. 1 returns the updates bit for bit. Numbers are checked, those
         that a schedule returns too. The value of a JAX array is rounded to float32
         and saturates: at or below 0 (and NaN) nothing is kept, at or above 1
-        everything is. It is met to within 2**-24, which is the least that is kept.
+        everything is. It is met to within 2**-24.
       key: where the masks come from, required: an int seed, a typed key of any
         implementation (:func:`jax.random.key`), or a legacy ``uint32`` key
         (:func:`jax.random.PRNGKey`). May be traced: ``vmap`` over it for an
@@ -73,7 +70,8 @@ def learning_rate_dropout(
       or complex dtypes that can hold a zero; dtypes and weak types are kept, and one
       draw decides for a complex number. Values are selected, not multiplied: a
       dropped NaN is 0. A mask depends on the key, on the number of its leaf in the
-      flattened tree, and on the indices in the global array: it is the same under
+      flattened tree, and on the indices in the global array (of at most 2**32 rows of
+      2**32 elements, a row being some trailing dimensions): it is the same under
       any sharding by ``jit``. Inside ``shard_map`` an array is one shard: what varies
       over a manual mesh axis gets masks of its own in every shard along it, what is
       replicated the same in all. With ``check_vma=False`` (and in ``pmap``) JAX does
@@ -108,7 +106,7 @@ def learning_rate_dropout(
       IEEE TNNLS 34(11), 2023, doi 10.1109/TNNLS.2022.3155181
     """
     if not callable(keep_prob):
-        _check_keep_prob(keep_prob)
+        _checks.check_keep_prob(keep_prob)
     _keys.check_key(key)
     if not isinstance(unbiased, (bool, np.bool_)):
         raise TypeError(f"unbiased must be True or False, got {unbiased!r}")
@@ -125,15 +123,15 @@ def learning_rate_dropout(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, LearningRateDropoutState]:
         del params
-        _check_state(state)
+        leaves, treedef = jax.tree.flatten(updates)
+        _checks.check_state(state)
+        _checks.check_updates(leaves)
         prob = keep_prob
         if callable(prob):
             prob = prob(state.count)
-            _check_keep_prob(prob, "the value of the keep_prob schedule")
+            _checks.check_keep_prob(prob, "the value of the keep_prob schedule")
         next_key, words = _keys.split_words(state.rng_key)
-        if not (isinstance(prob, _NUMBERS) and prob == 1):
-            leaves, treedef = jax.tree.flatten(updates)
-            _check_updates(leaves)
+        if not (isinstance(prob, _checks.NUMBERS) and prob == 1):
             masks = _leaf_masks(words, leaves, prob)
             if unbiased:
                 leaves = [_divide(leaf, prob) for leaf in leaves]
@@ -156,8 +154,9 @@ def sample_mask(
       rng_key: the field of :class:`LearningRateDropoutState` before the update,
         ``uint32[2]`` (``state[-1].rng_key`` where it is last in a chain), or anything
         that `learning_rate_dropout` takes as `key`, for the mask of the first update.
-      tree: a tree shaped as the updates; of its leaves only the shape (and the
-        sharding) is used, so :class:`jax.ShapeDtypeStruct` will do.
+      tree: a tree shaped as the updates; of its leaves only the shape and the
+        sharding are used, so :class:`jax.ShapeDtypeStruct` will do. Inside
+        ``shard_map`` pass the arrays: the axes over which they vary count too.
       keep_prob: the probability that the update uses, a number in (0, 1] or a
         float scalar array. Of a schedule, its value: ``schedule(state.count)``.
 
@@ -180,10 +179,11 @@ def sample_mask(
       Array([[1., 1., 1.],
              [0., 1., 0.]], dtype=float32)
     """
-    _check_keep_prob(keep_prob)
+    _checks.check_keep_prob(keep_prob)
     _keys.check_key(rng_key, "rng_key")
     _, words = _keys.split_words(_keys.key_words(rng_key))
     leaves, treedef = jax.tree.flatten(tree)
+    _checks.check_shapes(leaves)
     return jax.tree.unflatten(treedef, _leaf_masks(words, leaves, keep_prob))
 
 
@@ -195,32 +195,14 @@ def _leaf_masks(
         leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
         for leaf in leaves
     ]
-    axes = [_varying_axes(kind) for kind in kinds]
+    axes = [_meshes.varying_axes(kind) for kind in kinds]
     shards = {each: _keys.shard_words(words, each) for each in set(axes)}
     return [
-        _masks.leaf_mask(shards[axes[n]], n, kind.shape, limit, _explicit(kind))
+        _masks.leaf_mask(
+            shards[axes[n]], n, kind.shape, limit, _meshes.explicit_sharding(kind)
+        )
         for n, kind in enumerate(kinds)
     ]
-
-
-def _varying_axes(kind: Any) -> frozenset[Hashable]:
-    """The manual mesh axes (of a ``shard_map``) along which an array differs."""
-    manual = getattr(kind, "manual_axis_type", None)
-    # JAX 0.7 has `vma` in its place.
-    axes = manual.varying if manual is not None else getattr(kind, "vma", None)
-    return frozenset(axes or ())
-
-
-def _explicit(kind: Any) -> jax.sharding.NamedSharding | None:
-    """The sharding of an array over the Explicit axes of the mesh in use.
-
-    Without it JAX would take the mask for replicated there, and compute it whole on
-    every device. Over other axes XLA decides.
-    """
-    sharding = kind.sharding
-    # Outside of jit and of jax.set_mesh no devices are known to place the mask on.
-    in_use = jax.sharding.get_abstract_mesh() == getattr(sharding, "mesh", None)
-    return sharding if in_use and any(sharding.spec) else None
 
 
 def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
@@ -238,48 +220,3 @@ def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
     scale = 1 / jnp.clip(jnp.asarray(keep_prob).astype(real), 2.0**-24, 1)
     scaled = wide * jax.lax.full_like(wide, scale)  # full_like: keeps a weak type weak
     return scaled.astype(update.dtype) if narrow else scaled
-
-
-def _check_state(state: Any) -> None:
-    """Raises unless `state` is, or looks like, what init returned."""
-    if not (hasattr(state, "count") and hasattr(state, "rng_key")):
-        raise TypeError(
-            "state must be the LearningRateDropoutState that init returns, "
-            f"got {type(state).__name__}"
-        )
-    shape, dtype = np.shape(state.rng_key), jnp.result_type(state.rng_key)
-    if shape != (2,) or dtype != jnp.uint32:
-        raise ValueError(
-            f"state.rng_key must be uint32 of shape (2,), got {dtype} of shape {shape}"
-        )
-
-
-def _check_updates(leaves: list[Any]) -> None:
-    for leaf in leaves:
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None:
-            kind = f"type {type(leaf).__name__}"
-            fine = isinstance(leaf, (int, float, complex)) and not isinstance(
-                leaf, bool
-            )
-        else:
-            kind = f"dtype {'float0' if dtype == jax.dtypes.float0 else dtype}"
-            fine = jnp.issubdtype(dtype, jnp.number)
-        if not fine:
-            raise TypeError(f"updates must be arrays of numbers, got a leaf of {kind}")
-
-
-def _check_keep_prob(value: Any, name: str = "keep_prob") -> None:
-    """Raises unless `value` can be a keep probability. Tracers pass unread."""
-    rule = f"{name} must be a number in (0, 1]"
-    if isinstance(value, (jax.Array, np.ndarray)):
-        if value.shape != ():
-            raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
-        if not any(jnp.issubdtype(value.dtype, t) for t in (np.floating, np.integer)):
-            raise TypeError(f"{rule}, got a scalar of dtype {value.dtype}")
-        if isinstance(value, jax.Array):
-            return
-    elif not isinstance(value, _NUMBERS) or isinstance(value, bool):
-        raise TypeError(f"{rule}, got {value!r}")
-    if not 0 < value <= 1:  # written so that NaN fails too
-        raise ValueError(f"{rule}, got {value}")

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 KeyLike: TypeAlias = int | np.integer | jax.Array | np.ndarray
 """An int seed, a typed key, or a legacy ``uint32`` key."""
@@ -65,12 +66,20 @@ def key_words(key: KeyLike) -> jax.Array:
     return words
 
 
+@jax.jit  # for eager use: one dispatch, and the words may be sharded
 def split_words(words: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the words that replace `words`, and the words to draw from now."""
+    spec = jax.typeof(words).sharding.spec
+    # A rule that shards every array of a state may have cut the two words apart.
+    sharded = any(axis is not None for axis in spec)
+    if sharded:
+        words = jax.sharding.reshard(words, PartitionSpec())
     # fold_in and not split: what split returns depends on jax_threefry_partitionable.
-    fold = jax.vmap(lambda i: jax.random.fold_in(_typed(words), i))
-    both: jax.Array = jax.random.key_data(fold(np.arange(2, dtype=np.uint32)))
-    return both[0], both[1]
+    # Not one fold_in under vmap: that fails in a shard_map under vmap.
+    following, now = (
+        jax.random.key_data(jax.random.fold_in(_typed(words), i)) for i in (0, 1)
+    )
+    return jax.sharding.reshard(following, spec) if sharded else following, now
 
 
 def shard_words(words: jax.Array, axes: frozenset[Hashable]) -> jax.Array:

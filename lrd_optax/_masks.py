@@ -75,9 +75,11 @@ def element_index(
         (i for i in range(len(shape)) if math.prod(shape[i:]) <= _INDEX_LIMIT),
         len(shape),
     )
-    if shape and rank == len(shape):
+    rows = math.prod(shape[:rank])
+    if rows > _INDEX_LIMIT or (shape and rank == len(shape)):
         raise ValueError(
-            f"a dimension must have at most 2**32 elements, got shape {shape}"
+            "a leaf must have at most 2**32 rows of at most 2**32 elements, "
+            f"got shape {shape}"
         )
     return (
         _count(shape, range(rank), sharding) if rank else None,

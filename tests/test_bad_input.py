@@ -54,6 +54,12 @@ BAD_KEEP_PROBS = {
     "dict": ({"w": 0.5}, TypeError, f"{NUMBER} {{'w': 0.5}}"),
     "vector": (np.ones(3), ValueError, "keep_prob must be a scalar, got shape (3,)"),
     "bool array": (np.array(True), TypeError, f"{NUMBER} a scalar of dtype bool"),
+    "numpy bool": (np.True_, TypeError, f"{NUMBER} a scalar of dtype bool"),
+    "numpy complex": (
+        np.complex64(0.5),
+        TypeError,
+        f"{NUMBER} a scalar of dtype complex64",
+    ),
 }
 
 
@@ -190,7 +196,33 @@ BAD_CALLS = {
             )
         ),
         ValueError,
-        f"a dimension must have at most 2**32 elements, got shape (3, {2**32 + 1})",
+        "a leaf must have at most 2**32 rows of at most 2**32 elements, "
+        f"got shape (3, {2**32 + 1})",
+    ),
+    "more than 2**32 rows": (
+        lambda: jax.eval_shape(
+            lambda: lrd_optax.sample_mask(
+                0, jax.ShapeDtypeStruct((2**33, 1), jnp.int8), 0.5
+            )
+        ),
+        ValueError,
+        "a leaf must have at most 2**32 rows of at most 2**32 elements, "
+        f"got shape ({2**33}, 1)",
+    ),
+    "mask: a string": (
+        lambda: lrd_optax.sample_mask(0, {"name": "linear"}, 0.5),
+        TypeError,
+        "tree must have arrays as leaves, got a leaf of type str",
+    ),
+    "updates: shapes": (
+        lambda: update(jax.ShapeDtypeStruct((3,), jnp.float32)),
+        TypeError,
+        f"{RULE_UPDATES} type ShapeDtypeStruct",
+    ),
+    "updates: a string, and all is kept": (
+        lambda: update("linear", keep_prob=1),
+        TypeError,
+        f"{RULE_UPDATES} type str",
     ),
     "state: of a chain": (
         lambda: update(state=(state(),)),
@@ -230,7 +262,32 @@ BAD_CALLS = {
     "state: an int put in": (
         lambda: update(state=state(rng_key=7)),
         ValueError,
-        "state.rng_key must be uint32 of shape (2,), got int32 of shape ()",
+        "state.rng_key must be uint32 of shape (2,), got 7",
+    ),
+    "state: a list put in": (
+        lambda: update(state=state(rng_key=[0, 7])),
+        ValueError,
+        "state.rng_key must be uint32 of shape (2,), got [0, 7]",
+    ),
+    "state: no key": (
+        lambda: update(state=state(rng_key=None)),
+        ValueError,
+        "state.rng_key must be uint32 of shape (2,), got None",
+    ),
+    "state: no count": (
+        lambda: update(state=state(count=None)),
+        ValueError,
+        "state.count must be an integer scalar, got None",
+    ),
+    "state: counts of an ensemble": (
+        lambda: update(state=state(count=np.zeros(3, np.int32))),
+        ValueError,
+        "state.count must be an integer scalar, got int32 of shape (3,)",
+    ),
+    "state: a float as count": (
+        lambda: update(state=state(count=1.5)),
+        ValueError,
+        "state.count must be an integer scalar, got 1.5",
     ),
     "state: key of 4 words": (
         lambda: update(state=state(rng_key=np.zeros(4, np.uint32))),

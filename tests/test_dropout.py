@@ -294,6 +294,13 @@ def test_gradient_through_an_update_is_the_masked_gradient():
         np.testing.assert_array_equal(grad, mask.astype(jnp.float32) * scale)
 
 
+def test_keep_prob_as_a_bfloat16_scalar():
+    half = np.asarray(jnp.bfloat16(0.5))[()]
+    np.testing.assert_array_equal(
+        apply_once(jnp.ones(99), half), apply_once(jnp.ones(99))
+    )
+
+
 def test_unbiased_under_debug_nans():
     with jax.debug_nans(True):
         jitted_once(jnp.ones(9), jnp.float32(0), unbiased=True)

@@ -138,6 +138,46 @@ def test_arrays_of_an_explicit_mesh_outside_of_set_mesh(jit):
     assert out.sharding.is_equivalent_to(updates.sharding, 2)
 
 
+def test_key_that_was_sharded_with_the_rest_of_the_state(mesh):
+    # Its two words are on two devices then: a rule for all arrays of a state does that.
+    updates = jax.device_put(jnp.ones((8, 6)), NamedSharding(mesh, P("x", "y")))
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    expected, after = tx.update(np.ones((8, 6)), tx.init(None))
+    state = tx.init(updates)
+    words = jax.device_put(state.rng_key, NamedSharding(mesh, P("y")))
+    state = state._replace(rng_key=words)
+    for update in (tx.update, jax.jit(tx.update)):
+        out, new = update(updates, state)
+        np.testing.assert_array_equal(out, expected)
+        np.testing.assert_array_equal(new.rng_key, after.rng_key)
+        assert jax.typeof(new.rng_key) == jax.typeof(words)
+
+
+def test_mask_of_shapes_with_shardings(mesh):
+    expected = lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
+    for over in (mesh, mesh.abstract_mesh):
+        sharding = NamedSharding(over, P("x", "y"))
+        shape = jax.ShapeDtypeStruct((8, 6), jnp.float32, sharding=sharding)
+        mask = jax.jit(lambda s=shape: lrd_optax.sample_mask(0, s, 0.5))()
+        np.testing.assert_array_equal(mask, expected)
+        if mesh.axis_types[0] == AxisType.Explicit:
+            assert jax.typeof(mask).sharding.spec == P("x", "y")
+
+
+def test_mesh_with_axes_of_two_types():
+    types = (AxisType.Auto, AxisType.Explicit)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=types)
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    expected, _ = tx.update(np.ones((24, 40)), tx.init(None))
+    with jax.set_mesh(mesh):
+        spec = NamedSharding(mesh, P("x", "y"))
+        updates = jax.device_put(jnp.ones((24, 40)), spec)
+        step = jax.jit(tx.update).lower(updates, tx.init(None)).compile()
+        np.testing.assert_array_equal(step(updates, tx.init(None))[0], expected)
+        assert not re.search(COLLECTIVES, step.as_text())
+        assert "[24,40]" not in step.as_text()
+
+
 def test_dimension_that_the_mesh_does_not_divide():
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, P("x", "y"))
@@ -263,6 +303,20 @@ def test_shard_map_over_one_axis_of_two(mesh):
 
     np.testing.assert_array_equal(run(P("x")), run(P("x", "y")))
     assert len(np.unique(run(P("x")).reshape(4, -1), axis=0)) == 4
+
+
+def test_shard_map_under_vmap(manual):
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+
+    def body(updates):
+        return tx.update(updates, tx.init(updates))[0]
+
+    one = jax.shard_map(body, mesh=manual, in_specs=P("y"), out_specs=P("y"))
+    members = jnp.ones((4, 8, 6))
+    expected = np.tile(jax.jit(one)(members[0]), (4, 1, 1))
+    for name in (None, "x"):
+        out = jax.jit(jax.vmap(one, spmd_axis_name=name))(members)
+        np.testing.assert_array_equal(out, expected)
 
 
 def test_without_check_vma_shards_draw_alike_until_the_key_differs(manual):
