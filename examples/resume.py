@@ -15,7 +15,9 @@ a place of its own. Two things make it so:
 
 import argparse
 import hashlib
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from sklearn.datasets import load_digits
 import lrd_optax
 
 TRAIN_SIZE, BATCH = 1200, 400
+stop = threading.Event()
 
 model = nn.Sequential([nn.Dense(512), nn.relu, nn.Dense(10)])
 optimizer = optax.chain(optax.adam(1e-3), lrd_optax.learning_rate_dropout(0.5, key=0))
@@ -76,6 +79,8 @@ def train(manager: ocp.CheckpointManager, steps: int, save_every: int) -> None:
         if step % save_every == 0 or step == steps:
             manager.save(step, args=ocp.args.StandardSave(state))
             print(f"step {step}, loss {loss:.4f}", flush=True)
+        if stop.is_set():
+            sys.exit("stopped: the same command goes on from the last checkpoint")
     manager.wait_until_finished()
     guess = model.apply(state["params"], x[TRAIN_SIZE:]).argmax(-1)
     print(f"test accuracy {(guess == y[TRAIN_SIZE:]).mean():.2%}")
@@ -104,14 +109,13 @@ def main() -> None:
         parser.error(f"--directory cannot be used: {error}")
     keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     directory = options.directory.absolute()
-    try:
-        with ocp.CheckpointManager(directory, options=keep) as manager:
-            if (manager.latest_step() or 0) > options.steps:
-                saved = f"holds step {manager.latest_step()}, after --steps"
-                parser.error(f"{options.directory} {saved} {options.steps}")
-            train(manager, options.steps, options.save_every)
-    except KeyboardInterrupt:
-        sys.exit("stopped: the same command goes on from the last checkpoint")
+    with ocp.CheckpointManager(directory, options=keep) as manager:
+        if (manager.latest_step() or 0) > options.steps:
+            saved = f"holds step {manager.latest_step()}, which is beyond --steps"
+            parser.error(f"{options.directory} {saved} {options.steps}")
+        # Ctrl-C ends after a step: in the middle of a save Orbax would log a traceback.
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        train(manager, options.steps, options.save_every)
 
 
 if __name__ == "__main__":
