@@ -4,7 +4,7 @@ r"""Learning Rate Dropout (LRD) in several processes, which all draw the same ma
     python examples/multi_process.py --num-processes 2    # the same line of masks
 
 starts that many processes on this machine, with four CPU devices in all. On a cluster
-it is started once a host, on devices of any kind and number:
+it is started once a host, on devices of any kind, in a number that divides 96:
 
     python examples/multi_process.py --num-processes 8 --process-id 3 \
         --coordinator first-host:1234

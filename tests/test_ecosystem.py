@@ -247,7 +247,7 @@ def schedule_free(dropout):
     same(state.z, steps(tx, stop=1)[0])
 
 
-@row("`optax.contrib.mechanize`", "trains, and the key moves on with every step")
+@row("`optax.contrib.mechanize`", "stays finite, with one update of it a step")
 def mechanize(dropout):
     tx = optax.contrib.mechanize(chain(dropout))
     at, state = steps(tx)
@@ -257,7 +257,7 @@ def mechanize(dropout):
 
 @row(
     "`optax.contrib.sam`",
-    "a mask for each outer step; works where the state is computed with",
+    "one update of it for each outer step; the state bears its arithmetic",
     fails_with_typed_key=True,
 )
 def sam(dropout):
