@@ -1,0 +1,85 @@
+"""What a caller may pass; one sentence for what not. Values of tracers are not read."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Number = float | np.floating | np.integer | jax.Array
+Steps = int | np.integer | jax.Array
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+) -> float | jax.Array:
+    """Returns `value` as a Python float, or as it is if it is a scalar JAX array."""
+    rules = [f"of at least {least:g}"] if least > -math.inf else []
+    rules += [f"above {above:g}"] if above > -math.inf else []
+    rules += [f"of at most {most:g}"] if most < math.inf else []
+    rule = " ".join([f"{name} must be a finite number", " and ".join(rules)]).rstrip()
+    if isinstance(value, jax.Array):
+        return _scalar(name, rule, value)
+    value = _plain(rule, value)
+    # Written so that NaN fails too.
+    if not (math.isfinite(value) and least <= value <= most and value > above):
+        raise ValueError(f"{rule}, got {value}")
+    return float(value)
+
+
+def whole_number(name: str, value: Any, *, least: int | None = 1) -> int | jax.Array:
+    """Returns `value` as a Python int, or as it is if it is a scalar JAX array."""
+    rule = f"{name} must be a whole number"
+    rule += "" if least is None else f" of at least {least}"
+    if isinstance(value, jax.Array):
+        return _scalar(name, rule, value)
+    value = _plain(rule, value)
+    if not math.isfinite(value) or value != int(value):
+        raise ValueError(f"{rule}, got {value}")
+    if least is not None and value < least:
+        raise ValueError(f"{rule}, got {value}")
+    return int(value)
+
+
+def ordered(low_name: str, low: Any, high_name: str, high: Any) -> None:
+    """Raises if both are known and `low` is above `high`."""
+    if isinstance(low, float) and isinstance(high, float) and low > high:
+        raise ValueError(
+            f"{low_name} must be at most {high_name}, got {low} and {high}"
+        )
+
+
+def static(name: str, value: Any) -> Any:
+    """Returns `value`, which must not be a JAX array."""
+    if isinstance(value, jax.Array):
+        raise TypeError(f"{name} must be a Python number, got a JAX array")
+    return value
+
+
+def schedule(value: Any, name: str = "schedule") -> Any:
+    """Returns `value`, which must be a function."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of the update count, got {value!r}")
+    return value
+
+
+def _plain(rule: str, value: Any) -> int | float:
+    if isinstance(value, (np.ndarray, np.generic)) and value.shape == ():
+        value = value.item()
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{rule}, got {value!r}")
+    return value
+
+
+def _scalar(name: str, rule: str, value: jax.Array) -> jax.Array:
+    if value.shape != ():
+        raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
+    if not any(jnp.issubdtype(value.dtype, t) for t in (np.floating, np.integer)):
+        raise TypeError(f"{rule}, got a scalar of dtype {value.dtype}")
+    return value

@@ -1,0 +1,184 @@
+"""Schedules made of schedules."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from lrd_optax.schedules import _arguments as args
+from lrd_optax.schedules import _arithmetic as ar
+from lrd_optax.schedules._arguments import Number, Steps
+
+
+def per_epoch(
+    schedule: optax.Schedule, steps_per_epoch: Steps, *, staircase: bool = True
+) -> optax.Schedule:
+    """Lets a schedule count epochs in place of updates.
+
+    Args:
+      schedule: a schedule of the epoch, from 0.
+      steps_per_epoch: updates in an epoch.
+      staircase: if True the schedule gets whole epochs, and its value stays the same
+        for a whole epoch; else it gets ``count / steps_per_epoch`` as a float.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if `steps_per_epoch` is no whole number of at least 1, or
+        `schedule` no function.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> epochs = lrd_optax.schedules.step_decay(1.0, 0.5, 2)
+      >>> lrd_optax.schedules.per_epoch(epochs, 100)(jnp.array([0, 199, 200]))
+      Array([1. , 1. , 0.5], dtype=float32)
+    """
+    args.schedule(schedule)
+    steps = args.whole_number("steps_per_epoch", steps_per_epoch)
+
+    def scheduled(count: ArrayLike) -> jax.Array:
+        epoch, rest = ar.divide(ar.as_count(count), steps)
+        if not staircase:
+            epoch = ar.real(epoch) + ar.real(rest) / ar.real(steps)
+        return ar.call(schedule, epoch)
+
+    return scheduled
+
+
+def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
+    """Multiplies schedules, and numbers.
+
+    Args:
+      *schedules: at least one schedule or number.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError: if there are none, or a number is not finite.
+      TypeError: if one is neither a schedule nor a number.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> from lrd_optax import schedules
+      >>> ramp = schedules.warmup(lambda count: 1.0, 4)
+      >>> decay = schedules.inverse_time_decay(0.1, 1.0)
+      >>> schedules.multiply(ramp, decay)(jnp.arange(3))
+      Array([0.02, 0.02, 0.02], dtype=float32)
+    """
+    if not schedules:
+        raise ValueError("multiply must get at least one schedule, got none")
+    factors = [
+        each if callable(each) else args.number("each factor", each)
+        for each in schedules
+    ]
+
+    def scheduled(count: ArrayLike) -> jax.Array:
+        count = ar.as_count(count)
+        value = ar.call(factors[0], count)
+        for factor in factors[1:]:
+            value = value * ar.call(factor, count)
+        return value
+
+    return scheduled
+
+
+def clamp(
+    schedule: optax.Schedule,
+    min_value: Number | None = None,
+    max_value: Number | None = None,
+) -> optax.Schedule:
+    """Keeps the value of a schedule within bounds.
+
+    Args:
+      schedule: a schedule.
+      min_value: the least value, or None.
+      max_value: the largest value, or None.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError: if no bound is given, one is not finite, or `min_value` is above
+        `max_value`.
+      TypeError: if `schedule` is no function.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> decay = lrd_optax.schedules.step_decay(1.0, 0.1, 10)
+      >>> lrd_optax.schedules.clamp(decay, min_value=0.05)(jnp.array([0, 10, 20]))
+      Array([1.  , 0.1 , 0.05], dtype=float32)
+    """
+    args.schedule(schedule)
+    if min_value is None and max_value is None:
+        raise ValueError("clamp must get min_value or max_value, got neither")
+    low = None if min_value is None else args.number("min_value", min_value)
+    high = None if max_value is None else args.number("max_value", max_value)
+    if low is not None and high is not None:
+        args.ordered("min_value", low, "max_value", high)
+
+    def scheduled(count: ArrayLike) -> jax.Array:
+        value = ar.call(schedule, ar.as_count(count))
+        value = value if low is None else jnp.maximum(value, ar.real(low))
+        return value if high is None else jnp.minimum(value, ar.real(high))
+
+    return scheduled
+
+
+def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
+    """Starts a schedule again and again, without an end.
+
+    Args:
+      schedule: a schedule.
+      steps: after how many updates it starts again: it gets ``count % steps``.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if `steps` is no whole number of at least 1, or `schedule`
+        no function.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> line = lrd_optax.schedules.polynomial_decay(1.0, 0.0, 1, 4)
+      >>> lrd_optax.schedules.repeat(line, 3)(jnp.arange(7))
+      Array([1.  , 0.75, 0.5 , 1.  , 0.75, 0.5 , 1.  ], dtype=float32)
+    """
+    args.schedule(schedule)
+    period = args.whole_number("steps", steps)
+
+    def scheduled(count: ArrayLike) -> jax.Array:
+        return ar.call(schedule, ar.divide(ar.as_count(count), period)[1])
+
+    return scheduled
+
+
+def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
+    """Moves a schedule to a later time, or to an earlier one.
+
+    Args:
+      schedule: a schedule.
+      steps: how many updates later everything happens. Until then the value is that of
+        count 0. Below 0, how many updates earlier: the schedule begins in its middle.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if `steps` is no whole number, or `schedule` no function.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> line = lrd_optax.schedules.polynomial_decay(1.0, 0.0, 1, 4)
+      >>> lrd_optax.schedules.shift(line, 2)(jnp.arange(5))
+      Array([1.  , 1.  , 1.  , 0.75, 0.5 ], dtype=float32)
+    """
+    args.schedule(schedule)
+    steps = args.whole_number("steps", steps, least=None)
+
+    def scheduled(count: ArrayLike) -> jax.Array:
+        return ar.call(schedule, ar.later(ar.as_count(count), steps))
+
+    return scheduled

@@ -1,0 +1,307 @@
+"""Schedules that go down once and never come back."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from lrd_optax.schedules import _arguments as args
+from lrd_optax.schedules import _arithmetic as ar
+from lrd_optax.schedules._arguments import Number, Steps
+
+
+def inverse_time_decay(
+    init_value: Number,
+    decay_rate: Number,
+    decay_steps: Steps = 1,
+    staircase: bool = False,
+) -> optax.Schedule:
+    r"""Divides by a number that grows evenly with time.
+
+    .. math:: \eta_t = \frac{\eta_0}{1 + \alpha\, t / s}
+
+    It halves when :math:`\alpha t = s`, and then ever more slowly: with
+    :math:`\alpha = 0.1` it loses 9.1 % in the first step and 0.9 % in the hundredth.
+
+    Args:
+      init_value: :math:`\eta_0`, the value at count 0.
+      decay_rate: :math:`\alpha`, at least 0.
+      decay_steps: :math:`s`, the steps in which the divisor grows by
+        :math:`\alpha`.
+      staircase: if True, :math:`t / s` is rounded down: the value falls every
+        `decay_steps` steps.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> schedule = lrd_optax.schedules.inverse_time_decay(0.1, 0.5)
+      >>> schedule(jnp.array([0, 2, 6]))
+      Array([0.1  , 0.05 , 0.025], dtype=float32)
+    """
+    init_value = args.number("init_value", init_value)
+    decay_rate = args.number("decay_rate", decay_rate, least=0)
+    decay_steps = args.whole_number("decay_steps", decay_steps)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        count = ar.as_count(count)
+        if staircase:
+            time = ar.real(ar.divide(count, decay_steps)[0])
+        else:
+            time = ar.real(count) / ar.real(decay_steps)
+        return ar.real(init_value) / (1 + ar.real(decay_rate) * time)
+
+    return schedule
+
+
+def step_decay(
+    init_value: Number, decay_rate: Number, step_size: Steps, offset: Steps = 0
+) -> optax.Schedule:
+    r"""Multiplies by a factor every few steps.
+
+    .. math:: \eta_t = \eta_0\, d^{\lfloor (t + o) / s \rfloor}
+
+    Args:
+      init_value: :math:`\eta_0`.
+      decay_rate: :math:`d`, above 0.
+      step_size: :math:`s`, the steps from one drop to the next.
+      offset: :math:`o`, how many steps earlier every drop comes, at least 0. With 0
+        the drops are at s, 2s, ...; with 1, as some courses have it, at s - 1,
+        2s - 1, ...
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> schedule = lrd_optax.schedules.step_decay(1.0, 0.5, 10)
+      >>> schedule(jnp.array([0, 9, 10, 30]))
+      Array([1.   , 1.   , 0.5  , 0.125], dtype=float32)
+    """
+    init_value = args.number("init_value", init_value)
+    decay_rate = args.number("decay_rate", decay_rate, above=0)
+    step_size = args.whole_number("step_size", step_size)
+    offset = args.whole_number("offset", offset, least=0)
+    rate = ar.log2(decay_rate)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        # Not of count + offset, which would overflow at the last count of all.
+        stairs, rest = ar.divide(ar.as_count(count), step_size)
+        stairs = stairs + (rest >= step_size - offset % step_size).astype(stairs.dtype)
+        more = ar.as_count(offset // step_size)
+        power = ar.power_of_two(rate, stairs) * ar.power_of_two(rate, more)
+        return ar.real(init_value) * power
+
+    return schedule
+
+
+def exponential_step_decay(
+    init_value: Number, decay_rate: Number, step_size: Steps
+) -> optax.Schedule:
+    r"""Decays smoothly, by a factor every few steps.
+
+    .. math:: \eta_t = \eta_0\, d^{\,t / s}
+
+    Often printed as the formula of step decay, which it touches at every drop.
+    :func:`optax.exponential_decay` is the same function, but raises a rounded factor
+    to the power, which is off by 1 % after a million steps of a slow decay.
+
+    Args:
+      init_value: :math:`\eta_0`.
+      decay_rate: :math:`d`, above 0.
+      step_size: :math:`s`, the steps in which the value falls by `decay_rate`.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> schedule = lrd_optax.schedules.exponential_step_decay(1.0, 0.25, 10)
+      >>> schedule(jnp.array([0, 5, 10]))
+      Array([1.  , 0.5 , 0.25], dtype=float32)
+    """
+    init_value = args.number("init_value", init_value)
+    decay_rate = args.number("decay_rate", decay_rate, above=0)
+    step_size = args.whole_number("step_size", step_size)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        rate = ar.log2(decay_rate)
+        stairs, rest = ar.divide(ar.as_count(count), step_size)
+        part = ar.real(rest) / ar.real(step_size)
+        power = ar.power_of_two(rate, stairs) * ar.power_of_two(rate, part)
+        return ar.real(init_value) * power
+
+    return schedule
+
+
+def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.Schedule:
+    r"""Decays by the same share in every step.
+
+    .. math:: \eta_t = \eta_0\, e^{-k t}
+
+    Args:
+      init_value: :math:`\eta_0`.
+      decay_rate: :math:`k`, at least 0, in 1 / steps.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range.
+
+    Examples:
+      >>> import lrd_optax
+      >>> schedule = lrd_optax.schedules.natural_exponential_decay(1.0, 0.05)
+      >>> print(schedule(99))
+      0.007083409
+    """
+    init_value = args.number("init_value", init_value)
+    decay_rate = args.number("decay_rate", decay_rate, least=0)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        known = isinstance(decay_rate, float)
+        rate = (decay_rate if known else ar.real(decay_rate)) / -math.log(2)
+        return ar.real(init_value) * ar.power_of_two(rate, ar.as_count(count))
+
+    return schedule
+
+
+def polynomial_decay(
+    init_value: Number, end_value: Number, power: Number, decay_steps: Steps
+) -> optax.Schedule:
+    r"""Goes from one value to another along a power of the time that is left.
+
+    .. math:: \eta_t = \eta_T + (\eta_0 - \eta_T)\,(1 - t / T)^p,
+      \qquad \eta_t = \eta_T \text{ for } t \ge T
+
+    What :func:`optax.polynomial_schedule` computes, except that for half of all T
+    that one is NaN after the end under ``jit`` with a fractional power, or passes below
+    `end_value`.
+
+    Args:
+      init_value: :math:`\eta_0`.
+      end_value: :math:`\eta_T`, from count `decay_steps` on. May be above `init_value`.
+      power: :math:`p`, above 0. 1 is a straight line.
+      decay_steps: :math:`T`.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> schedule = lrd_optax.schedules.polynomial_decay(1.0, 0.0, 2, 4)
+      >>> schedule(jnp.arange(6))
+      Array([1.    , 0.5625, 0.25  , 0.0625, 0.    , 0.    ], dtype=float32)
+    """
+    init_value = args.number("init_value", init_value)
+    end_value = args.number("end_value", end_value)
+    power = args.number("power", power, above=0)
+    decay_steps = args.whole_number("decay_steps", decay_steps)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        done, left = ar.fractions(ar.as_count(count), decay_steps)
+        # At the ends a derivative may be infinite: they are left as they are, 0 and 1.
+        down, up = (done > 0) & (left > 0), (done > 0) & (done < 1)
+        falling = jnp.where(down, left, 0.5) ** ar.real(power)
+        rising = -jnp.expm1(ar.real(power) * jnp.log1p(-jnp.where(up, done, 0.5)))
+        done, left = jnp.where(up, rising, done), jnp.where(down, falling, left)
+        return ar.ramp(init_value, end_value, done, left)
+
+    return schedule
+
+
+def cosine_annealing(
+    max_value: Number, min_value: Number, decay_steps: Steps
+) -> optax.Schedule:
+    r"""Goes from the largest value to the smallest along half a wave of the cosine.
+
+    .. math:: \eta_t = \eta_{min} + \tfrac12 (\eta_{max} - \eta_{min})
+      (1 + \cos(\pi t / T)), \qquad \eta_t = \eta_{min} \text{ for } t \ge T
+
+    The end is reached at count T: the last of T updates, with count T - 1, is one short
+    of it.
+
+    Args:
+      max_value: :math:`\eta_{max}`, the value at count 0.
+      min_value: :math:`\eta_{min}`, at most `max_value`, from count `decay_steps` on.
+      decay_steps: :math:`T`.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> schedule = lrd_optax.schedules.cosine_annealing(0.1, 0.001, 100)
+      >>> schedule(jnp.array([0, 99, 100]))
+      Array([0.1       , 0.00102443, 0.001     ], dtype=float32)
+
+    References:
+      Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017
+    """
+    max_value = args.number("max_value", max_value)
+    min_value = args.number("min_value", min_value)
+    args.ordered("min_value", min_value, "max_value", max_value)
+    decay_steps = args.whole_number("decay_steps", decay_steps)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        _, left = ar.fractions(ar.as_count(count), decay_steps)
+        return ar.between(min_value, max_value, ar.half_wave(left))
+
+    return schedule
+
+
+def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Schedule:
+    r"""Divides by the square root of a number that grows evenly with time.
+
+    .. math:: \eta_t = \frac{\eta_0}{\sqrt{1 + t / s}}
+
+    ``warmup(inverse_sqrt_decay(peak_value, s), s)`` is the schedule of the
+    Transformer: up in s steps, and then ``peak_value * sqrt(s / t)``.
+
+    Args:
+      init_value: :math:`\eta_0`, the value at count 0.
+      decay_steps: :math:`s`, the steps in which it falls to
+        :math:`\eta_0 / \sqrt 2`.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> schedule = lrd_optax.schedules.inverse_sqrt_decay(0.1, 100)
+      >>> schedule(jnp.array([0, 300, 9900]))
+      Array([0.1 , 0.05, 0.01], dtype=float32)
+
+    References:
+      Vaswani et al, `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_,
+      2017
+    """
+    init_value = args.number("init_value", init_value)
+    decay_steps = args.whole_number("decay_steps", decay_steps)
+
+    def schedule(count: ArrayLike) -> jax.Array:
+        time = ar.real(ar.as_count(count)) / ar.real(decay_steps)
+        return ar.real(init_value) / jnp.sqrt(1 + time)
+
+    return schedule

@@ -1,0 +1,143 @@
+"""Schedules that begin below their peak."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from lrd_optax.schedules import _arguments as args
+from lrd_optax.schedules import _arithmetic as ar
+from lrd_optax.schedules._arguments import Number, Steps
+
+
+def warmup(
+    schedule: optax.ScalarOrSchedule,
+    warmup_steps: Steps,
+    *,
+    init_value: Number | None = None,
+) -> optax.Schedule:
+    r"""Goes up to the first value of a schedule in a straight line, then follows it.
+
+    With :math:`W` steps and :math:`\eta_0` the first value of the schedule
+    :math:`\eta`:
+
+    .. math:: \eta_0\,\frac{t + 1}{W + 1} \text{ for } t < W,
+      \qquad \eta(t - W) \text{ for } t \ge W
+
+    So the first step is not zero, W steps are smaller than :math:`\eta_0`, and the
+    schedule begins to count when they are over. To have it count from the start, use
+    ``multiply(schedule, warmup(1.0, W))``.
+
+    Args:
+      schedule: a schedule, or a number for a constant after the warm-up.
+      warmup_steps: :math:`W`, at least 0. With 0 there is no warm-up.
+      init_value: the value at count 0 (Optax's schedules often have 0 there), by
+        default :math:`\eta_0 / (W + 1)`. May be above :math:`\eta_0`.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range, or
+        `schedule` neither a function nor a number.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> decay = lrd_optax.schedules.step_decay(1.0, 0.5, 2)
+      >>> lrd_optax.schedules.warmup(decay, 3)(jnp.arange(7))
+      Array([0.25, 0.5 , 0.75, 1.  , 1.  , 0.5 , 0.5 ], dtype=float32)
+
+    References:
+      Goyal et al, `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_,
+      2017
+    """
+    if not callable(schedule):
+        schedule = args.number("schedule", schedule)
+    steps = args.whole_number("warmup_steps", warmup_steps, least=0)
+    if init_value is not None:
+        init_value = args.number("init_value", init_value)
+
+    def scheduled(count: ArrayLike) -> jax.Array:
+        count = ar.as_count(count)
+        value = ar.call(schedule, ar.later(count, steps))
+        if isinstance(steps, int) and steps == 0:
+            return value
+        target = ar.call(schedule, jnp.zeros_like(count))
+        start = target / (ar.real(steps) + 1) if init_value is None else init_value
+        done, left = ar.fractions(count, steps)
+        return jnp.where(done < 1, ar.ramp(start, target, done, left), value)
+
+    return scheduled
+
+
+def warmup_stable_decay(
+    peak_value: Number,
+    warmup_steps: Steps,
+    stable_steps: Steps,
+    decay_steps: Steps,
+    *,
+    init_value: Number | None = None,
+    end_value: Number = 0.0,
+    decay: Literal["linear", "cosine", "1-sqrt"] = "linear",
+) -> optax.Schedule:
+    r"""Goes up, stays at the peak, and goes down at the end.
+
+    With :math:`x` the part of `decay_steps` that is done, the last phase is
+    :math:`\eta_T + (\eta_p - \eta_T)\, h(x)`.
+
+    Args:
+      peak_value: :math:`\eta_p`.
+      warmup_steps: steps of `warmup`, at least 0: below the peak, the first not zero.
+      stable_steps: steps at the peak, at least 0.
+      decay_steps: steps from the peak to `end_value`, which is reached at count
+        ``warmup_steps + stable_steps + decay_steps`` and held.
+      init_value: the value at count 0, by default ``peak_value / (warmup_steps + 1)``.
+      end_value: :math:`\eta_T`, at most `peak_value`.
+      decay: :math:`h`: ``'linear'`` is :math:`1 - x`, ``'cosine'``
+        :math:`(1 + \cos \pi x) / 2`, ``'1-sqrt'`` :math:`1 - \sqrt x`.
+
+    Returns:
+      A schedule: float32 (float64 under x64) of the count's shape.
+
+    Raises:
+      ValueError, TypeError: if an argument is no finite number, or out of range, or
+        `decay` is not known.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> schedule = lrd_optax.schedules.warmup_stable_decay(1.0, 1, 2, 2)
+      >>> schedule(jnp.arange(7))
+      Array([0.5, 1. , 1. , 1. , 0.5, 0. , 0. ], dtype=float32)
+
+    References:
+      Hu et al, `MiniCPM <https://arxiv.org/abs/2404.06395>`_, 2024; Hägele et al,
+      `Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations
+      <https://arxiv.org/abs/2405.18392>`_, 2024
+    """
+    peak_value = args.number("peak_value", peak_value)
+    end_value = args.number("end_value", end_value)
+    args.ordered("end_value", end_value, "peak_value", peak_value)
+    stable_steps = args.whole_number("stable_steps", stable_steps, least=0)
+    decay_steps = args.whole_number("decay_steps", decay_steps)
+    if decay not in ("linear", "cosine", "1-sqrt"):
+        raise ValueError(
+            f"decay must be one of 'linear', 'cosine', '1-sqrt', got {decay!r}"
+        )
+
+    def stable_decay(count: ArrayLike) -> jax.Array:
+        count = ar.later(ar.as_count(count), stable_steps)
+        done, left = ar.fractions(count, decay_steps)
+        if decay == "linear":
+            height = left
+        elif decay == "cosine":
+            height = ar.half_wave(left)
+        else:  # 1 - sqrt(x), without the cancellation near the end
+            begun = done > 0  # the derivative of the root at 0 is infinite
+            height = jnp.where(
+                begun, left / (1 + jnp.sqrt(jnp.where(begun, done, 1))), 1
+            )
+        return ar.between(end_value, peak_value, height)
+
+    return warmup(stable_decay, warmup_steps, init_value=init_value)
