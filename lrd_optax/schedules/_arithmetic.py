@@ -18,7 +18,9 @@ from lrd_optax.schedules._arguments import Number, Steps
 
 def real(value: ArrayLike) -> jax.Array:
     """Returns `value` as float32, or as float64 where 64-bit types are on."""
-    return jnp.asarray(value).astype(jnp.result_type(float))
+    # An int may be too large for int32.
+    value = jnp.asarray(float(value) if isinstance(value, int) else value)
+    return value.astype(jnp.result_type(float))
 
 
 def as_count(count: ArrayLike) -> jax.Array:
@@ -67,6 +69,14 @@ def fractions(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
     done = jnp.minimum(real(count) / real(total), 1)
     left = jnp.minimum(real(total - count) / real(total), 1)
     return jnp.where(count < total, done, 1), jnp.where(count > 0, left, 1)
+
+
+def reached(count: jax.Array, steps: Steps) -> jax.Array:
+    """Returns whether `count` is at least `steps`."""
+    if _out_of_reach(count, steps):
+        return jnp.zeros(count.shape, bool)
+    count, steps = _alike(count, steps)
+    return count >= steps
 
 
 def later(count: jax.Array, steps: Steps) -> jax.Array:

@@ -25,7 +25,7 @@ _WINDOWS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 _LAST_COUNT = 2**31 - 1
-_MOST_RESTARTS = 100_000
+_MOST_RESTARTS = 10_000
 
 
 def cyclical(
@@ -100,9 +100,11 @@ def cyclical(
     def schedule(count: ArrayLike) -> jax.Array:
         count = ar.as_count(count)
         cycle, position = ar.divide(count, up + down)
-        rising, fallen = ar.fractions(position, up), ar.fractions(position - up, down)
-        near = jnp.where(position < up, rising[0], fallen[1])
-        far = jnp.where(position < up, rising[1], fallen[0])
+        risen, to_rise = ar.fractions(position, up)
+        fallen, to_fall = ar.fractions(ar.later(position, up), down)
+        falls = ar.reached(position, up)
+        near = jnp.where(falls, to_fall, risen)
+        far = jnp.where(falls, fallen, to_rise)
         height = window(far) if callable(window) else _WINDOWS[window](near, far)
         shrink = jnp.ones_like(height)
         # Left out where they do nothing, which is known when they are plain numbers.
@@ -150,7 +152,7 @@ def cosine_annealing_warm_restarts(
 
     Raises:
       ValueError, TypeError: if an argument is no finite number, or out of range, or
-        `t_mult` so near to 1 that 2**31 steps have more than 100,000 restarts.
+        `t_mult` so near to 1 that 2**31 steps have more than 10,000 restarts.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -230,10 +232,20 @@ def _place(count: jax.Array, table: _Restarts) -> tuple[jax.Array, jax.Array]:
         count = jnp.minimum(count, 2.0**31 - 128)  # the last float32 below 2**31
         starts = ar.real(table.starts)
         whole, part = jnp.floor(count).astype(jnp.int32), count - jnp.floor(count)
-    # Comparing with all is one small kernel; a table of many rows would make it large.
-    method = "compare_all" if len(table.starts) <= 1000 else "scan"
-    index = jnp.searchsorted(starts, count, side="right", method=method) - 1
-    ahead = jnp.asarray(table.last_steps)[index] - whole.astype(jnp.uint32)
-    left = ar.real(ahead) - part + ar.real(table.rests)[index]
-    left = left / ar.real(table.lengths)[index]
-    return index, jnp.clip(left, 0, 1)
+    # A sum over all rows, of which one counts, in place of a search and a lookup: one
+    # small kernel, that any sharding of the counts goes through.
+    begun = count[..., None] >= _row(starts, count.ndim)
+    index = jnp.sum(begun, axis=-1, dtype=jnp.int32) - 1
+    numbers = _row(np.arange(len(table.starts), dtype=np.int32), count.ndim)
+
+    def pick(values: np.ndarray | jax.Array) -> jax.Array:
+        here = jnp.where(numbers == index[..., None], _row(values, count.ndim), 0)
+        return jnp.sum(here, axis=-1, dtype=values.dtype)
+
+    ahead = pick(table.last_steps) - whole.astype(jnp.uint32)
+    left = ar.real(ahead) - part + pick(ar.real(table.rests))
+    return index, jnp.clip(left / pick(ar.real(table.lengths)), 0, 1)
+
+
+def _row(values: np.ndarray | jax.Array, ndim: int) -> jax.Array:
+    return jnp.reshape(values, (1,) * ndim + (-1,))

@@ -96,7 +96,8 @@ def step_decay(
     def schedule(count: ArrayLike) -> jax.Array:
         # Not of count + offset, which would overflow at the last count of all.
         stairs, rest = ar.divide(ar.as_count(count), step_size)
-        stairs = stairs + (rest >= step_size - offset % step_size).astype(stairs.dtype)
+        early = ar.reached(rest, step_size - offset % step_size)
+        stairs = stairs + early.astype(stairs.dtype)
         more = ar.as_count(offset // step_size)
         power = ar.power_of_two(rate, stairs) * ar.power_of_two(rate, more)
         return ar.real(init_value) * power

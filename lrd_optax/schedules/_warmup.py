@@ -67,7 +67,9 @@ def warmup(
         target = ar.call(schedule, jnp.zeros_like(count))
         start = target / (ar.real(steps) + 1) if init_value is None else init_value
         done, left = ar.fractions(count, steps)
-        return jnp.where(done < 1, ar.ramp(start, target, done, left), value)
+        return jnp.where(
+            ar.reached(count, steps), value, ar.ramp(start, target, done, left)
+        )
 
     return scheduled
 
