@@ -1,10 +1,10 @@
-"""Records the values of PyTorch's schedulers that tests/test_schedules.py compares with.
+"""Records values of PyTorch's schedulers, for tests/test_schedules.py to compare with.
 
     pip install -e ".[torch]"
-    python benchmarks/record_torch_schedules.py    # writes tests/data/torch_schedules.json
+    python benchmarks/record_torch_schedules.py
 
-Each scheduler is stepped one update at a time, on the CPU in float64, as a training loop
-does it.
+Each scheduler is stepped one update at a time, on the CPU in float64, as in a training
+loop. Writes tests/data/torch_schedules.json.
 """
 
 import json
@@ -74,7 +74,9 @@ def main() -> None:
     PATH.parent.mkdir(exist_ok=True)
     text = json.dumps({"torch": torch.__version__, "recorded": recorded}, indent=1)
     PATH.write_text(text + "\n")
-    print(f"torch {torch.__version__}: {len(recorded)} schedulers, {STEPS} steps: {PATH}")
+    print(
+        f"torch {torch.__version__}: {len(recorded)} schedulers, {STEPS} steps: {PATH}"
+    )
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
     that of the loss; a clipping of the gradient behind it undoes it in part, and one in
     front is not the clipping of the decayed loss.
 
-    It is learning-rate decay by the same :math:`c(t)` only where the step is the
-    gradient times a number:
+    It is learning-rate decay by the same :math:`c(t)` only where a step is the gradient
+    times a number:
 
     * plain SGD: the same.
     * SGD with momentum: not the same. Earlier gradients keep the factors of their own
       time, so what is left of them is not decayed: steps are larger.
-    * Adam, RMSprop, AdaGrad and Adadelta divide by a mean size of the gradients, which
-      has decayed with them: a slow decay nearly vanishes in Adam, RMSprop and
-      Adadelta, and a constant factor does but for their `eps`. AdaGrad sums all squares
-      since the first step, so that late, smaller gradients count less.
+    * Adam, RMSprop and Adadelta divide by a mean size of the last gradients, which has
+      decayed with them: little is left of a decay that is slow beside their memory.
+      Decayed to 0.1 in 20,000 steps, steps shrink to 0.88 (Adam), 1.00 (RMSprop) and
+      0.98 (Adadelta) of what they were, in place of 0.1.
+    * AdaGrad divides by the root of the sum of all squares since the first step, early
+      ones weigh more: to 0.22.
 
     It is :func:`optax.scale_by_schedule` with a name for the purpose.
 

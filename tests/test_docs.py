@@ -3,7 +3,12 @@
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
+
+import lrd_optax
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,3 +30,24 @@ def test_code_is_found():
 def test_links_to_files(file):
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", file.read_text()):
         assert (file.parent / link).exists(), link
+
+
+def test_table_of_schedules():
+    """Of the 18 systems each has a call, which runs, and a picture, which is there."""
+    text = (ROOT / "docs" / "schedules.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) \| .* \| (.*) \| !\[.+\]\((.*)\) \|$", text, re.MULTILINE
+    )
+    assert [int(number) for number, _, _ in rows] == list(range(1, 19))
+    names = {"optax": optax, "lrd_optax": lrd_optax, "schedules": lrd_optax.schedules}
+    for _, calls, picture in rows:
+        assert (ROOT / "docs" / picture).exists()
+        for call in re.findall(r"`(.*?)`", calls):
+            made = eval(call, dict(names))
+            if callable(made):
+                assert jnp.all(jnp.isfinite(jnp.asarray(made(jnp.arange(101)))))
+            else:
+                assert isinstance(made, optax.GradientTransformation)
+                jax.eval_shape(made.init, jnp.ones(3))
+    every = {name for name in dir(lrd_optax.schedules) if not name.startswith("_")}
+    assert all(f"{name}(" in text for name in every), every
