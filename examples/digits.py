@@ -322,7 +322,8 @@ def learning_rate(text: str) -> tuple[str, float]:
     except ValueError:
         rate = math.nan
     if name not in OPTIMIZERS or not 0 < rate < math.inf:
-        rule = "must be OPTIMIZER=RATE with a rate above 0, such as adam=1e-3"
+        names = ", ".join(OPTIMIZERS)
+        rule = f"must be OPTIMIZER=RATE, one of {names} and a number above 0"
         raise argparse.ArgumentTypeError(f"{rule}, got {text}")
     return name, rate
 
@@ -331,9 +332,10 @@ def parse_options() -> argparse.Namespace:
     names, folder = list(OPTIMIZERS), Path("results/digits")
     rates = ", ".join(f"{name}={rate:g}" for name, (_, rate) in OPTIMIZERS.items())
     rates = f"OPTIMIZER=RATE, default: {rates}"
+    of = f"of {', '.join(names)}; default: all"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, some = parser.add_argument, {"nargs": "+", "metavar": "X"}
-    add("--optimizers", choices=names, default=names, help="default: all", **some)
+    add("--optimizers", choices=names, default=names, help=of, **some)
     add("--learning-rates", type=learning_rate, default=[], help=rates, **some)
     add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
     add("--seeds", type=int, help="default: 16, with --quick 4")
@@ -350,12 +352,15 @@ def parse_options() -> argparse.Namespace:
     if options.seeds < 2 or options.epochs < 1:
         got = f"{options.seeds} and {options.epochs}"
         parser.error(f"--seeds must be at least 2 and --epochs at least 1, got {got}")
+    try:  # now, not after training
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output must be a folder, or one that can be made: {error}")
     return options
 
 
 def main() -> None:
     options = parse_options()
-    options.output.mkdir(parents=True, exist_ok=True)  # fails now, not after training
     default_rates = {name: rate for name, (_, rate) in OPTIMIZERS.items()}
     rates = default_rates | dict(options.learning_rates)
     arms = []
@@ -383,4 +388,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped") from None

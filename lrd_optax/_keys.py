@@ -29,7 +29,10 @@ def check_key(key: KeyLike, name: str = "key") -> None:
             raise ValueError(f"{name} as an int must fit in 64 bits, got {key}")
         return
     if not isinstance(key, (jax.Array, np.ndarray)):
-        raise TypeError(f"{name} {_RULE}, got {key!r}")
+        if hasattr(key, "rng_key"):  # a state, in place of what it holds
+            raise TypeError(f"{name} {_RULE}, got a state: pass its field rng_key")
+        shown = repr(key) if len(repr(key)) < 60 else f"a {type(key).__name__}"
+        raise TypeError(f"{name} {_RULE}, got {shown}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise ValueError(f"{name} must be one key, got keys of shape {key.shape}")

@@ -105,6 +105,7 @@ BAD_KEYS = {
         ValueError,
         f"{KEY} of shape (2,), got shape (2, 2)",
     ),
+    "long": (tuple(range(100)), TypeError, f"{KEY}, got a tuple"),
     "too wide": (2**64, ValueError, f"key as an int must fit in 64 bits, got {2**64}"),
     "too negative": (
         -(2**63) - 1,
@@ -119,6 +120,12 @@ def test_bad_key(case):
     key, error, message = BAD_KEYS[case]
     raises(error, message, lambda: make(key=key))
     raises(error, f"rng_{message}", lambda: lrd_optax.sample_mask(key, ONES, 0.5))
+
+
+def test_state_in_place_of_its_key():
+    state = make().init(ONES)
+    message = f"rng_{KEY}, got a state: pass its field rng_key"
+    raises(TypeError, message, lambda: lrd_optax.sample_mask(state, ONES, 0.5))
 
 
 def test_several_typed_keys():

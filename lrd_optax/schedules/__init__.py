@@ -2,7 +2,7 @@
 
 Each function here returns a schedule: a function of the update count, a number or an
 array of whole numbers or floats, that returns float32 (float64 under x64) of the same
-shape. Negative counts are taken for 0. Values (not steps) may be traced.
+shape. Negative counts are taken for 0. Values and steps may be traced.
 """
 
 from lrd_optax.schedules._compose import clamp as clamp
