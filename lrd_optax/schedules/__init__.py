@@ -2,7 +2,8 @@
 
 Each function here returns a schedule: a function of the update count, a number or an
 array of whole numbers or floats, that returns float32 (float64 under x64) of the same
-shape. Negative counts are taken for 0. Values and steps may be traced.
+shape, weakly typed if it is a scalar. Negative counts are taken for 0. Values and steps
+may be JAX arrays, also traced ones, which are not checked.
 """
 
 from lrd_optax.schedules._compose import clamp as clamp

@@ -27,8 +27,11 @@ def number(
     if isinstance(value, jax.Array):
         return _scalar(name, rule, value)
     value = _plain(rule, value)
+    largest = float(jnp.finfo(jnp.result_type(float)).max)
     # Written so that NaN fails too.
-    if not (math.isfinite(value) and least <= value <= most and value > above):
+    if largest < abs(value) < math.inf:
+        rule = f"{name} must be at most {largest:.3g} in size"
+    if not (abs(value) <= largest and least <= value <= most and value > above):
         raise ValueError(f"{rule}, got {value}")
     return float(value)
 
@@ -40,7 +43,9 @@ def whole_number(name: str, value: Any, *, least: int | None = 1) -> int | jax.A
     if isinstance(value, jax.Array):
         return _scalar(name, rule, value)
     value = _plain(rule, value)
-    if not math.isfinite(value) or value != int(value):
+    if 2**63 <= abs(value) < math.inf:
+        rule = f"{name} must be below 2**63"
+    if not abs(value) < 2**63 or value != int(value):
         raise ValueError(f"{rule}, got {value}")
     if least is not None and value < least:
         raise ValueError(f"{rule}, got {value}")

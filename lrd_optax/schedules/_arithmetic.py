@@ -4,8 +4,10 @@ XLA turns a division by a constant into a product with its reciprocal, so that T
 need not be 1, and float32 has no odd numbers above 2**24.
 """
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,31 @@ from jax.typing import ArrayLike
 from lrd_optax.schedules._arguments import Number, Steps
 
 
+class Exponent(NamedTuple):
+    """An exponent of 2, which may be far out of the range of a float's."""
+
+    whole: jax.Array
+    part: jax.Array  # in [0, 1)
+
+
+def schedule(value: Callable[[jax.Array], jax.Array]) -> optax.Schedule:
+    """Makes a schedule of a function of a clean count: an array, whole or float."""
+
+    def scheduled(count: ArrayLike) -> jax.Array:
+        result = value(as_count(count))
+        # A scalar is weak, as those of Optax are: times a bfloat16 it is bfloat16.
+        # full_like is the public way to a weak type.
+        return jax.lax.full_like(0.0, result) if result.ndim == 0 else result
+
+    return scheduled
+
+
+def call(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
+    """Returns the value of any schedule or number, of the shape of `count`."""
+    value = schedule(count) if callable(schedule) else schedule
+    return jnp.broadcast_to(real(value), count.shape)
+
+
 def real(value: ArrayLike) -> jax.Array:
     """Returns `value` as float32, or as float64 where 64-bit types are on."""
     # An int may be too large for int32.
@@ -24,32 +51,43 @@ def real(value: ArrayLike) -> jax.Array:
 
 
 def as_count(count: ArrayLike) -> jax.Array:
-    """Returns `count` as int32 or float32 (or 64 bit), with 0 for what is negative."""
-    most = jnp.iinfo(jnp.result_type(int)).max
-    if isinstance(count, int) and count > most:
-        count = float(count)
+    """Returns `count` as int32 or float32 (or 64 bit), no less than 0."""
+    if isinstance(count, int) and not isinstance(count, bool):
+        count = min(max(count, 0), _most())
     if isinstance(count, (np.ndarray, np.generic)) and count.dtype.kind in "iu":
-        count = count.astype(float) if np.any(count > most) else count
+        count = np.clip(count, 0, min(_most(), np.iinfo(count.dtype).max))
     count = jnp.asarray(count)
     if is_whole(count):
-        most = min(most, jnp.iinfo(count.dtype).max)
-        count = jnp.clip(count, 0, most).astype(jnp.result_type(int))
-    elif jnp.issubdtype(count.dtype, jnp.floating):
-        count = jnp.maximum(real(count), 0)
-    else:
-        raise TypeError(f"count must be a real number, got dtype {count.dtype}")
-    return count
+        most = min(_most(), jnp.iinfo(count.dtype).max)
+        return jnp.clip(count, 0, most).astype(jnp.result_type(int))
+    if jnp.issubdtype(count.dtype, jnp.floating):
+        return jnp.clip(real(count), 0, 1e30)  # what is infinite has no remainder
+    raise TypeError(f"count must be a real number, got dtype {count.dtype}")
 
 
 def is_whole(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.integer)
 
 
+def alike(*steps: Steps) -> tuple[Any, ...]:
+    """Returns all as Python ints, or all as arrays of the default int."""
+    if all(isinstance(each, int) for each in steps):
+        return steps
+    return tuple(_whole(each) for each in steps)
+
+
+def add(first: Steps, second: Steps) -> Steps:
+    first, second = alike(first, second)
+    if not isinstance(first, int):
+        second = jnp.minimum(second, _most() - first)
+    return first + second
+
+
 def divide(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
     """Returns how many times `steps` are in `count`, and the rest, both exactly."""
     if _out_of_reach(count, steps):
         return jnp.zeros_like(count), count
-    count, divisor = _alike(count, steps)
+    divisor = _like(count, steps)
     rest = jnp.remainder(count, divisor)
     if is_whole(count):
         return count // divisor, rest
@@ -64,29 +102,28 @@ def fractions(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
     """
     if _out_of_reach(count, steps):
         count = real(count)
-    count, total = _alike(count, steps)
-    count = jnp.clip(count, 0, total)
-    done = jnp.minimum(real(count) / real(total), 1)
-    left = jnp.minimum(real(total - count) / real(total), 1)
-    return jnp.where(count < total, done, 1), jnp.where(count > 0, left, 1)
+    total = _like(count, steps)
+    within = jnp.clip(count, 0, total)
+    divisor = jnp.maximum(real(total), 1)  # a traced length may be 0
+    done = jnp.minimum(real(within) / divisor, 1)
+    left = jnp.minimum(real(total - within) / divisor, 1)
+    return jnp.where(count >= total, 1, done), jnp.where(count <= 0, 1, left)
 
 
 def reached(count: jax.Array, steps: Steps) -> jax.Array:
     """Returns whether `count` is at least `steps`."""
     if _out_of_reach(count, steps):
         return jnp.zeros(count.shape, bool)
-    count, steps = _alike(count, steps)
-    return count >= steps
+    return count >= _like(count, steps)
 
 
 def later(count: jax.Array, steps: Steps) -> jax.Array:
     """Returns `count` - `steps`, no less than 0 and without an overflow."""
-    if isinstance(steps, int) and steps < 0 and is_whole(count):
-        most = jnp.iinfo(count.dtype).max
-        return jnp.minimum(count, most + max(steps, -most)) - max(steps, -most)
     if _out_of_reach(count, steps):
         return jnp.zeros_like(count)
-    count, steps = _alike(count, steps)
+    steps = _like(count, steps)
+    if is_whole(count):
+        count = jnp.minimum(count, _most() + jnp.minimum(steps, 0))
     return jnp.maximum(count - steps, 0)
 
 
@@ -104,21 +141,22 @@ def ramp(
     Measured from the lower of the two, so that nothing cancels.
     """
     start, end = real(start), real(end)
-    low, high = jnp.minimum(start, end), jnp.maximum(start, end)
-    return between(low, high, jnp.where(start >= end, left, done))
+    falls = start >= end
+    low, high = jnp.where(falls, end, start), jnp.where(falls, start, end)
+    return between(low, high, jnp.where(falls, left, done))
 
 
 def half_wave(x: jax.Array) -> jax.Array:
     """Returns ``(1 - cos(pi x)) / 2`` for x in [0, 1], with all digits near 0."""
-    return jnp.where(x < 1, jnp.sin(x * (math.pi / 2)) ** 2, 1)
+    return jnp.where(x >= 1, 1, jnp.sin(x * (math.pi / 2)) ** 2)
 
 
 def log2(value: Number) -> Number:
     return jnp.log2(real(value)) if isinstance(value, jax.Array) else math.log2(value)
 
 
-def power_of_two(rate: Number, count: jax.Array) -> jax.Array:
-    """Returns ``2 ** (rate * count)``, exact where that is a whole power.
+def exponent(rate: Number, count: jax.Array) -> Exponent:
+    """Returns ``rate * count``: a whole number and a part in [0, 1), which is precise.
 
     A rounded product of 100 would make the power wrong by 4e-6. So the rate is split
     after 8 bits and the count after 16: the large products are exact, and what is left
@@ -127,31 +165,50 @@ def power_of_two(rate: Number, count: jax.Array) -> jax.Array:
     head, tail = _split(rate)
     below = jnp.remainder(count, jnp.asarray(2**16, count.dtype))
     products = [real(count - below) * head, real(below) * head, real(count) * tail]
-    whole = sum(jnp.floor(each) for each in products)
-    part = sum(each - jnp.floor(each) for each in products)
-    whole, part = whole + jnp.floor(part), part - jnp.floor(part)
-    return jnp.exp(part * math.log(2)) * _whole_power_of_two(whole)
+    # Far beyond what a float holds as a power of 2; here only so that none is infinite.
+    products = [jnp.clip(each, -(2.0**20), 2.0**20) for each in products]
+    pairs = [Exponent(jnp.floor(each), each - jnp.floor(each)) for each in products]
+    return _sum(*pairs)
 
 
-def call(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
-    """Returns the value of any schedule or number, of the shape of `count`."""
-    value = schedule(count) if callable(schedule) else schedule
-    return jnp.broadcast_to(real(value), count.shape)
+def scale(value: ArrayLike, *exponents: Exponent) -> jax.Array:
+    """Returns `value` times 2 to the sum of `exponents`, in or out of range itself."""
+    whole, part = _sum(*exponents)
+    # In two halves: 1e30 times 2 ** -150 is a number, and 2 ** -150 is none.
+    most = 2 * (jnp.finfo(whole.dtype).maxexp - 1)
+    whole = jnp.clip(whole, -most, most)
+    half = jnp.floor(whole / 2)
+    scaled = real(value) * jnp.exp(part * math.log(2))
+    return scaled * _power_of_two(half) * _power_of_two(whole - half)
+
+
+def _most() -> int:
+    return int(jnp.iinfo(jnp.result_type(int)).max)
+
+
+def _whole(steps: Steps) -> jax.Array:
+    """Returns `steps` as the default int, at most its largest."""
+    if isinstance(steps, int):
+        return jnp.asarray(max(min(steps, _most()), -_most()), jnp.result_type(int))
+    most = _most()
+    if is_whole(steps):
+        most = min(most, jnp.iinfo(steps.dtype).max)
+        steps = jnp.minimum(steps, jnp.asarray(most, steps.dtype))
+    return steps.astype(jnp.result_type(int))
 
 
 def _out_of_reach(count: jax.Array, steps: Steps) -> bool:
-    return (
-        is_whole(count)
-        and isinstance(steps, int)
-        and steps > jnp.iinfo(count.dtype).max
-    )
+    return is_whole(count) and isinstance(steps, int) and steps > _most()
 
 
-def _alike(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
-    """Returns both as whole numbers of one dtype, or as floats where one is none."""
-    if is_whole(count) and (isinstance(steps, int) or is_whole(steps)):
-        return count, jnp.asarray(steps).astype(count.dtype)
-    return real(count), real(steps)
+def _like(count: jax.Array, steps: Steps) -> jax.Array:
+    return _whole(steps) if is_whole(count) else real(steps)
+
+
+def _sum(*exponents: Exponent) -> Exponent:
+    whole = functools.reduce(jnp.add, [each.whole for each in exponents])
+    part = functools.reduce(jnp.add, [each.part for each in exponents])
+    return Exponent(whole + jnp.floor(part), part - jnp.floor(part))
 
 
 def _split(rate: Number) -> tuple[ArrayLike, ArrayLike]:
@@ -166,8 +223,8 @@ def _split(rate: Number) -> tuple[ArrayLike, ArrayLike]:
     return first, rate - first
 
 
-def _whole_power_of_two(exponent: jax.Array) -> jax.Array:
-    """Returns ``2 ** exponent`` by its bits: 0 or infinity out of range."""
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+    """Returns 2 to a whole exponent, by its bits: exact, 0 or infinity out of range."""
     dtype = exponent.dtype
     info = jnp.finfo(dtype)
     whole = jnp.int64 if info.bits == 64 else jnp.int32

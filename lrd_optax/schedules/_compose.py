@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from lrd_optax.schedules import _arguments as args
 from lrd_optax.schedules import _arithmetic as ar
@@ -37,10 +36,15 @@ def per_epoch(
     args.schedule(schedule)
     steps = args.whole_number("steps_per_epoch", steps_per_epoch)
 
-    def scheduled(count: ArrayLike) -> jax.Array:
-        epoch, rest = ar.divide(ar.as_count(count), steps)
+    @ar.schedule
+    def scheduled(count: jax.Array) -> jax.Array:
+        epoch, rest = ar.divide(count, steps)
         if not staircase:
-            epoch = ar.real(epoch) + ar.real(rest) / ar.real(steps)
+            whole = ar.real(epoch)
+            # An epoch that is not over must not be rounded up to the next.
+            before_next = jnp.nextafter(whole + 1, whole)
+            part = ar.real(rest) / ar.real(steps)
+            epoch = jnp.minimum(whole + part, before_next)
         return ar.call(schedule, epoch)
 
     return scheduled
@@ -74,8 +78,8 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
         for each in schedules
     ]
 
-    def scheduled(count: ArrayLike) -> jax.Array:
-        count = ar.as_count(count)
+    @ar.schedule
+    def scheduled(count: jax.Array) -> jax.Array:
         value = ar.call(factors[0], count)
         for factor in factors[1:]:
             value = value * ar.call(factor, count)
@@ -118,8 +122,9 @@ def clamp(
     if low is not None and high is not None:
         args.ordered("min_value", low, "max_value", high)
 
-    def scheduled(count: ArrayLike) -> jax.Array:
-        value = ar.call(schedule, ar.as_count(count))
+    @ar.schedule
+    def scheduled(count: jax.Array) -> jax.Array:
+        value = ar.call(schedule, count)
         value = value if low is None else jnp.maximum(value, ar.real(low))
         return value if high is None else jnp.minimum(value, ar.real(high))
 
@@ -149,8 +154,9 @@ def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
     args.schedule(schedule)
     period = args.whole_number("steps", steps)
 
-    def scheduled(count: ArrayLike) -> jax.Array:
-        return ar.call(schedule, ar.divide(ar.as_count(count), period)[1])
+    @ar.schedule
+    def scheduled(count: jax.Array) -> jax.Array:
+        return ar.call(schedule, ar.divide(count, period)[1])
 
     return scheduled
 
@@ -178,7 +184,8 @@ def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
     args.schedule(schedule)
     steps = args.whole_number("steps", steps, least=None)
 
-    def scheduled(count: ArrayLike) -> jax.Array:
-        return ar.call(schedule, ar.later(ar.as_count(count), steps))
+    @ar.schedule
+    def scheduled(count: jax.Array) -> jax.Array:
+        return ar.call(schedule, ar.later(count, steps))
 
     return scheduled

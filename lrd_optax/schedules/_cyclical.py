@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from lrd_optax.schedules import _arguments as args
 from lrd_optax.schedules import _arithmetic as ar
@@ -91,29 +90,39 @@ def cyclical(
         down = args.whole_number("step_size_down", step_size_down)
     cycle_gamma = args.number("cycle_gamma", cycle_gamma, above=0, most=1)
     step_gamma = args.number("step_gamma", step_gamma, above=0, most=1)
-    if not callable(window) and window not in _WINDOWS:
+    if not callable(window) and not (isinstance(window, str) and window in _WINDOWS):
         names = ", ".join(map(repr, _WINDOWS))
         raise ValueError(
             f"window must be one of {names}, or a function, got {window!r}"
         )
 
-    def schedule(count: ArrayLike) -> jax.Array:
-        count = ar.as_count(count)
-        cycle, position = ar.divide(count, up + down)
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
+        cycle, position = ar.divide(count, ar.add(up, down))
         risen, to_rise = ar.fractions(position, up)
         fallen, to_fall = ar.fractions(ar.later(position, up), down)
         falls = ar.reached(position, up)
         near = jnp.where(falls, to_fall, risen)
         far = jnp.where(falls, fallen, to_rise)
-        height = window(far) if callable(window) else _WINDOWS[window](near, far)
-        shrink = jnp.ones_like(height)
+        if isinstance(window, str):
+            height = _WINDOWS[window](near, far)
+        else:
+            height = ar.call(window, far)
         # Left out where they do nothing, which is known when they are plain numbers.
-        for gamma, times in ((cycle_gamma, cycle), (step_gamma, count)):
-            if isinstance(gamma, jax.Array) or gamma != 1:
-                shrink = shrink * ar.power_of_two(ar.log2(gamma), times)
+        exponents = [
+            ar.exponent(ar.log2(gamma), times)
+            for gamma, times in ((cycle_gamma, cycle), (step_gamma, count))
+            if isinstance(gamma, jax.Array) or gamma != 1
+        ]
+        if not exponents:
+            return ar.between(base_value, peak_value, height)
         if decay_base:
-            return shrink * ar.between(base_value, peak_value, height)
-        return ar.between(base_value, peak_value, shrink * height)
+            value = ar.between(base_value, peak_value, height)
+            return ar.scale(value, *exponents)
+        spread = ar.real(peak_value) - ar.real(base_value)
+        shrunk = ar.scale(spread, *exponents)
+        peak = jnp.where(shrunk == spread, peak_value, ar.real(base_value) + shrunk)
+        return ar.between(base_value, peak, height)
 
     return schedule
 
@@ -168,14 +177,18 @@ def cosine_annealing_warm_restarts(
     min_value = args.number("min_value", min_value)
     args.ordered("min_value", min_value, "max_value", max_value)
     first = args.whole_number("first_decay_steps", first_decay_steps)
-    t_mult = args.static("t_mult", args.number("t_mult", t_mult, least=1))
+    written = args.static("t_mult", t_mult)
+    t_mult = args.number("t_mult", t_mult, least=1)
     peak_mult = args.number("peak_mult", peak_mult, above=0, most=1)
     table = None
     if t_mult != 1:
-        table = _restarts(args.static("first_decay_steps", first), t_mult)
+        # As it is written: the float 1.1 is a little more than eleven tenths, and would
+        # put the restart at step 21 of 10 * (1 + 1.1) one step late.
+        exact = decimal.Decimal(str(written))
+        table = _restarts(args.static("first_decay_steps", first), exact)
 
-    def schedule(count: ArrayLike) -> jax.Array:
-        count = ar.as_count(count)
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
         if table is None:
             index, position = ar.divide(count, first)
             _, left = ar.fractions(position, first)
@@ -183,7 +196,7 @@ def cosine_annealing_warm_restarts(
             index, left = _place(count, table)
         peak = ar.real(max_value)
         if isinstance(peak_mult, jax.Array) or peak_mult != 1:
-            peak = peak * ar.power_of_two(ar.log2(peak_mult), index)
+            peak = ar.scale(peak, ar.exponent(ar.log2(peak_mult), index))
             peak = jnp.maximum(peak, ar.real(min_value))
         return ar.between(min_value, peak, ar.half_wave(left))
 
@@ -200,18 +213,18 @@ class _Restarts(NamedTuple):
     lengths: np.ndarray  # T_i, float64
 
 
-def _restarts(first: int, t_mult: Number) -> _Restarts:
-    # In decimals, as `t_mult` is written: the float 1.1 is a little more than eleven
-    # tenths, and would put the restart at step 21 of 10 * (1 + 1.1) one step late.
+def _restarts(first: int, t_mult: decimal.Decimal) -> _Restarts:
     rows = []
+    most = decimal.Decimal(10) ** 30  # for floats; what is longer is as good as endless
     with decimal.localcontext() as context:
         context.prec = 80
         start, length = decimal.Decimal(0), decimal.Decimal(first)
         while start <= _LAST_COUNT:
             end = start + length
             whole = min(int(end), 2**32 - 1)
-            rows.append((start, math.ceil(start), whole, end - whole, length))
-            start, length = end, length * decimal.Decimal(repr(t_mult))
+            rest = min(end - whole, most)
+            rows.append((start, math.ceil(start), whole, rest, min(length, most)))
+            start, length = end, length * t_mult
             if len(rows) > _MOST_RESTARTS:
                 raise ValueError(
                     f"t_mult must be 1, or large enough for at most {_MOST_RESTARTS} "
@@ -222,6 +235,7 @@ def _restarts(first: int, t_mult: Number) -> _Restarts:
     return _Restarts(*(np.array(c, t) for c, t in zip(columns, dtypes, strict=True)))
 
 
+@jax.jit  # many counts times many rows are never in memory at once
 def _place(count: jax.Array, table: _Restarts) -> tuple[jax.Array, jax.Array]:
     """Returns the number of the cycle at `count`, and the part of it that is left."""
     if ar.is_whole(count):
@@ -229,7 +243,8 @@ def _place(count: jax.Array, table: _Restarts) -> tuple[jax.Array, jax.Array]:
         starts = jnp.asarray(table.first_steps)
         whole, part = count, ar.real(0)
     else:
-        count = jnp.minimum(count, 2.0**31 - 128)  # the last float32 below 2**31
+        largest = _LAST_COUNT if count.dtype == jnp.float64 else 2**31 - 128
+        count = jnp.minimum(count, largest)
         starts = ar.real(table.starts)
         whole, part = jnp.floor(count).astype(jnp.int32), count - jnp.floor(count)
     # A sum over all rows, of which one counts, in place of a search and a lookup: one

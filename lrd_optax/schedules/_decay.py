@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from lrd_optax.schedules import _arguments as args
 from lrd_optax.schedules import _arithmetic as ar
@@ -49,8 +48,8 @@ def inverse_time_decay(
     decay_rate = args.number("decay_rate", decay_rate, least=0)
     decay_steps = args.whole_number("decay_steps", decay_steps)
 
-    def schedule(count: ArrayLike) -> jax.Array:
-        count = ar.as_count(count)
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
         if staircase:
             time = ar.real(ar.divide(count, decay_steps)[0])
         else:
@@ -93,14 +92,15 @@ def step_decay(
     offset = args.whole_number("offset", offset, least=0)
     rate = ar.log2(decay_rate)
 
-    def schedule(count: ArrayLike) -> jax.Array:
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
         # Not of count + offset, which would overflow at the last count of all.
-        stairs, rest = ar.divide(ar.as_count(count), step_size)
-        early = ar.reached(rest, step_size - offset % step_size)
-        stairs = stairs + early.astype(stairs.dtype)
-        more = ar.as_count(offset // step_size)
-        power = ar.power_of_two(rate, stairs) * ar.power_of_two(rate, more)
-        return ar.real(init_value) * power
+        size, shift = ar.alike(step_size, offset)
+        stairs, rest = ar.divide(count, size)
+        early = ar.reached(rest, size - shift % size)
+        more = ar.as_count(shift // size)
+        exponents = [ar.exponent(rate, n) for n in (stairs, ar.real(early), more)]
+        return ar.scale(init_value, *exponents)
 
     return schedule
 
@@ -136,13 +136,13 @@ def exponential_step_decay(
     init_value = args.number("init_value", init_value)
     decay_rate = args.number("decay_rate", decay_rate, above=0)
     step_size = args.whole_number("step_size", step_size)
+    rate = ar.log2(decay_rate)
 
-    def schedule(count: ArrayLike) -> jax.Array:
-        rate = ar.log2(decay_rate)
-        stairs, rest = ar.divide(ar.as_count(count), step_size)
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
+        stairs, rest = ar.divide(count, step_size)
         part = ar.real(rest) / ar.real(step_size)
-        power = ar.power_of_two(rate, stairs) * ar.power_of_two(rate, part)
-        return ar.real(init_value) * power
+        return ar.scale(init_value, ar.exponent(rate, stairs), ar.exponent(rate, part))
 
     return schedule
 
@@ -171,10 +171,11 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
     init_value = args.number("init_value", init_value)
     decay_rate = args.number("decay_rate", decay_rate, least=0)
 
-    def schedule(count: ArrayLike) -> jax.Array:
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
         known = isinstance(decay_rate, float)
         rate = (decay_rate if known else ar.real(decay_rate)) / -math.log(2)
-        return ar.real(init_value) * ar.power_of_two(rate, ar.as_count(count))
+        return ar.scale(init_value, ar.exponent(rate, count))
 
     return schedule
 
@@ -214,13 +215,17 @@ def polynomial_decay(
     power = args.number("power", power, above=0)
     decay_steps = args.whole_number("decay_steps", decay_steps)
 
-    def schedule(count: ArrayLike) -> jax.Array:
-        done, left = ar.fractions(ar.as_count(count), decay_steps)
-        # At the ends a derivative may be infinite: they are left as they are, 0 and 1.
-        down, up = (done > 0) & (left > 0), (done > 0) & (done < 1)
-        falling = jnp.where(down, left, 0.5) ** ar.real(power)
-        rising = -jnp.expm1(ar.real(power) * jnp.log1p(-jnp.where(up, done, 0.5)))
-        done, left = jnp.where(up, rising, done), jnp.where(down, falling, left)
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
+        done, left = ar.fractions(count, decay_steps)
+        inside, half = (done > 0) & (left > 0), done < 0.5
+        # Each logarithm where it has its digits; what is not used must be finite.
+        early = jnp.log1p(-jnp.where(inside & half, done, 0.25)) * ar.real(power)
+        some = jnp.where(inside & ~half, left, 0.25)
+        late = jnp.log(some) * ar.real(power)
+        falling = jnp.where(half, jnp.exp(early), some ** ar.real(power))
+        rising = -jnp.expm1(jnp.where(half, early, late))
+        done, left = jnp.where(inside, rising, done), jnp.where(inside, falling, left)
         return ar.ramp(init_value, end_value, done, left)
 
     return schedule
@@ -262,8 +267,9 @@ def cosine_annealing(
     args.ordered("min_value", min_value, "max_value", max_value)
     decay_steps = args.whole_number("decay_steps", decay_steps)
 
-    def schedule(count: ArrayLike) -> jax.Array:
-        _, left = ar.fractions(ar.as_count(count), decay_steps)
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
+        _, left = ar.fractions(count, decay_steps)
         return ar.between(min_value, max_value, ar.half_wave(left))
 
     return schedule
@@ -301,8 +307,9 @@ def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Sche
     init_value = args.number("init_value", init_value)
     decay_steps = args.whole_number("decay_steps", decay_steps)
 
-    def schedule(count: ArrayLike) -> jax.Array:
-        time = ar.real(ar.as_count(count)) / ar.real(decay_steps)
+    @ar.schedule
+    def schedule(count: jax.Array) -> jax.Array:
+        time = ar.real(count) / ar.real(decay_steps)
         return ar.real(init_value) / jnp.sqrt(1 + time)
 
     return schedule

@@ -5,7 +5,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from lrd_optax.schedules import _arguments as args
 from lrd_optax.schedules import _arithmetic as ar
@@ -59,17 +58,15 @@ def warmup(
     if init_value is not None:
         init_value = args.number("init_value", init_value)
 
-    def scheduled(count: ArrayLike) -> jax.Array:
-        count = ar.as_count(count)
+    @ar.schedule
+    def scheduled(count: jax.Array) -> jax.Array:
         value = ar.call(schedule, ar.later(count, steps))
         if isinstance(steps, int) and steps == 0:
             return value
-        target = ar.call(schedule, jnp.zeros_like(count))
-        start = target / (ar.real(steps) + 1) if init_value is None else init_value
-        done, left = ar.fractions(count, steps)
-        return jnp.where(
-            ar.reached(count, steps), value, ar.ramp(start, target, done, left)
-        )
+        # During the warm-up the schedule is called at 0: `value` is what to go up to.
+        start = value / (ar.real(steps) + 1) if init_value is None else init_value
+        up = ar.ramp(start, value, *ar.fractions(count, steps))
+        return jnp.where(ar.reached(count, steps), value, up)
 
     return scheduled
 
@@ -123,13 +120,14 @@ def warmup_stable_decay(
     args.ordered("end_value", end_value, "peak_value", peak_value)
     stable_steps = args.whole_number("stable_steps", stable_steps, least=0)
     decay_steps = args.whole_number("decay_steps", decay_steps)
-    if decay not in ("linear", "cosine", "1-sqrt"):
+    if not (isinstance(decay, str) and decay in ("linear", "cosine", "1-sqrt")):
         raise ValueError(
             f"decay must be one of 'linear', 'cosine', '1-sqrt', got {decay!r}"
         )
 
-    def stable_decay(count: ArrayLike) -> jax.Array:
-        count = ar.later(ar.as_count(count), stable_steps)
+    @ar.schedule
+    def stable_decay(count: jax.Array) -> jax.Array:
+        count = ar.later(count, stable_steps)
         done, left = ar.fractions(count, decay_steps)
         if decay == "linear":
             height = left
