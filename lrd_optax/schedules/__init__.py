@@ -6,6 +6,8 @@ shape, weakly typed if it is a scalar. Negative counts are taken for 0. Values a
 may be JAX arrays, also traced ones, which are not checked.
 """
 
+from lrd_optax.schedules._annealing import cosine_annealing as cosine_annealing
+from lrd_optax.schedules._annealing import polynomial_decay as polynomial_decay
 from lrd_optax.schedules._compose import clamp as clamp
 from lrd_optax.schedules._compose import multiply as multiply
 from lrd_optax.schedules._compose import per_epoch as per_epoch
@@ -15,14 +17,12 @@ from lrd_optax.schedules._cyclical import (
     cosine_annealing_warm_restarts as cosine_annealing_warm_restarts,
 )
 from lrd_optax.schedules._cyclical import cyclical as cyclical
-from lrd_optax.schedules._decay import cosine_annealing as cosine_annealing
 from lrd_optax.schedules._decay import exponential_step_decay as exponential_step_decay
 from lrd_optax.schedules._decay import inverse_sqrt_decay as inverse_sqrt_decay
 from lrd_optax.schedules._decay import inverse_time_decay as inverse_time_decay
 from lrd_optax.schedules._decay import (
     natural_exponential_decay as natural_exponential_decay,
 )
-from lrd_optax.schedules._decay import polynomial_decay as polynomial_decay
 from lrd_optax.schedules._decay import step_decay as step_decay
 from lrd_optax.schedules._warmup import warmup as warmup
 from lrd_optax.schedules._warmup import warmup_stable_decay as warmup_stable_decay
