@@ -307,6 +307,8 @@ def main() -> None:
         results["relative error"][far.title] = {"count": far.count, "error": error}
     if most == 1000:
         print(f"\nWritten to {timing.write('schedule_exactness', results)}")
+    else:
+        print("\nNot written: only all of 1 to 1000 are recorded.")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
 import lrd_optax
 from lrd_optax import schedules
@@ -85,7 +86,7 @@ def draw(row: Row, path: Path) -> None:
     height = 2.0 + legend * (0.1 + 0.15 * len(row.calls))
     figure = Figure(figsize=(3.3, height), dpi=100, layout="constrained")
     axes = figure.subplots()
-    time = np.linspace(0, STEPS, 20 * STEPS + 1)
+    time = np.linspace(0, STEPS, 20 * STEPS, endpoint=False)
     for call, label, style in zip(row.calls, labels(row.calls), STYLES, strict=False):
         made, style = make(call), {**style, "label": label, "linewidth": 1.3}
         if callable(made):
@@ -94,11 +95,13 @@ def draw(row: Row, path: Path) -> None:
         else:
             sizes = step_sizes(made, STEPS + 1)
             axes.plot(sizes, drawstyle="steps-post", **style)
-            axes.set_ylabel("size of the step", fontsize=7)
+            axes.set_ylabel("step for a gradient of 1", fontsize=7)
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, STEPS)
     axes.tick_params(labelsize=7)
     axes.set_xlabel("step", fontsize=7)
+    axes.xaxis.set_minor_locator(MultipleLocator(10))
+    axes.grid(axis="x", which="both", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         figure.legend(fontsize=7, frameon=False, loc="outside upper center")

@@ -7,3 +7,11 @@ from lrd_optax._dropout import sample_mask as sample_mask
 from lrd_optax._loss_decay import loss_decay as loss_decay
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "LearningRateDropoutState",
+    "learning_rate_dropout",
+    "loss_decay",
+    "sample_mask",
+    "schedules",
+]

@@ -8,8 +8,7 @@ def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
 
     With a schedule :math:`c(t)`, the gradient :math:`\nabla (c(t) L) = c(t) \nabla L`
     goes into the optimizer. Place it first in the chain, where the gradient is still
-    that of the loss; a clipping of the gradient behind it undoes it in part, and one in
-    front is not the clipping of the decayed loss.
+    that of the loss. A clipping of the gradient behind it undoes it wherever it clips.
 
     It is learning-rate decay by the same :math:`c(t)` only where a step is the gradient
     times a number:
@@ -50,7 +49,8 @@ def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
       [-0.025 -0.025]
 
     References:
-      Wei, `Loss decay <https://arxiv.org/abs/1905.00094>`_, 2019
+      Wei, `Forget the Learning Rate, Decay Loss <https://arxiv.org/abs/1905.00094>`_,
+      2019
     """
     if not callable(schedule):
         raise TypeError(

@@ -132,7 +132,7 @@ each_case = pytest.mark.parametrize("name", CASES)
 
 
 def check(case, value, expected, tolerance=1e-6):
-    """Of the largest value, and of the value itself where it is above 1e-30."""
+    """Both of the largest value, and of the value itself where it is above 1e-30."""
     value = np.asarray(value, np.float64)
     error = np.abs(value - expected)
     assert np.all(error <= tolerance * case.high)
@@ -882,6 +882,20 @@ WRONG += [
     ),
 ]
 WRONG_TYPE = [
+    (
+        lambda: schedules.warmup(optax.sgd(0.1), 10),
+        "schedule must be a function of the update count, or a number, "
+        "got a GradientTransformationExtraArgs",
+    ),
+    (
+        lambda: schedules.multiply([line, 0.5]),
+        "each factor must be a function of the update count, or a number, got a list",
+    ),
+    (
+        lambda: schedules.clamp(optax.sgd(0.1), 10),
+        "schedule must be a function of the update count, "
+        "got a GradientTransformationExtraArgs",
+    ),
     (
         lambda: schedules.step_decay("0.1", 0.5, 10),
         "init_value must be a finite number, got '0.1'",

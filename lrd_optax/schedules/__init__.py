@@ -4,6 +4,12 @@ Each function here returns a schedule: a function of the update count, a number 
 array of whole numbers or floats, that returns float32 (float64 under x64) of the same
 shape, weakly typed if it is a scalar. Negative counts are taken for 0. Values and steps
 may be JAX arrays, also traced ones, which are not checked.
+
+Decays: inverse_time_decay, step_decay, exponential_step_decay,
+natural_exponential_decay, inverse_sqrt_decay. To an end: polynomial_decay,
+cosine_annealing, warmup_stable_decay. Again and again: cyclical,
+cosine_annealing_warm_restarts. Of other schedules: warmup, per_epoch, multiply, clamp,
+repeat, shift.
 """
 
 from lrd_optax.schedules._annealing import cosine_annealing as cosine_annealing
@@ -26,3 +32,22 @@ from lrd_optax.schedules._decay import (
 from lrd_optax.schedules._decay import step_decay as step_decay
 from lrd_optax.schedules._warmup import warmup as warmup
 from lrd_optax.schedules._warmup import warmup_stable_decay as warmup_stable_decay
+
+__all__ = [
+    "clamp",
+    "cosine_annealing",
+    "cosine_annealing_warm_restarts",
+    "cyclical",
+    "exponential_step_decay",
+    "inverse_sqrt_decay",
+    "inverse_time_decay",
+    "multiply",
+    "natural_exponential_decay",
+    "per_epoch",
+    "polynomial_decay",
+    "repeat",
+    "shift",
+    "step_decay",
+    "warmup",
+    "warmup_stable_decay",
+]

@@ -1,5 +1,7 @@
 """Schedules that go from one value to another, and stay there."""
 
+from __future__ import annotations  # so that help shows short names
+
 import jax
 import jax.numpy as jnp
 import optax

@@ -70,8 +70,20 @@ def static(name: str, value: Any) -> Any:
 def schedule(value: Any, name: str = "schedule") -> Any:
     """Returns `value`, which must be a function."""
     if not callable(value):
-        raise TypeError(f"{name} must be a function of the update count, got {value!r}")
+        kind = type(value).__name__
+        got = repr(value) if len(repr(value)) < 60 else f"a {kind}"
+        raise TypeError(f"{name} must be a function of the update count, got {got}")
     return value
+
+
+def schedule_or_number(value: Any, name: str = "schedule") -> Any:
+    """Returns `value`: a function as it is, or a number that was checked."""
+    if callable(value) or isinstance(value, (int, float, np.generic, jax.Array)):
+        return value if callable(value) else number(name, value)
+    kind = type(value).__name__
+    raise TypeError(
+        f"{name} must be a function of the update count, or a number, got a {kind}"
+    )
 
 
 def _plain(rule: str, value: Any) -> int | float:

@@ -1,5 +1,7 @@
 """Schedules made of schedules."""
 
+from __future__ import annotations  # so that help shows short names
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -73,10 +75,7 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
     """
     if not schedules:
         raise ValueError("multiply must get at least one schedule, got none")
-    factors = [
-        each if callable(each) else args.number("each factor", each)
-        for each in schedules
-    ]
+    factors = [args.schedule_or_number(each, "each factor") for each in schedules]
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:

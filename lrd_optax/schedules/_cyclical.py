@@ -1,5 +1,7 @@
 """Schedules that come back: cycles and restarts."""
 
+from __future__ import annotations  # so that help shows short names
+
 import decimal
 import math
 from collections.abc import Callable
@@ -57,7 +59,7 @@ def cyclical(
       step_size: steps from the base to the peak, half a cycle unless `step_size_down`
         is given. The paper advises 2 to 10 epochs.
       window: :math:`h`: ``'triangular'`` is :math:`1 - x`, ``'welch'``
-        :math:`1 - x^2` (hotter: 2/3 of the range on average, not 1/2), ``'hann'``
+        :math:`1 - x^2` (higher: 2/3 of the range on average, not 1/2), ``'hann'``
         :math:`(1 + \cos \pi x) / 2`, or a function of :math:`x`.
       step_size_down: steps from the peak to the base, by default `step_size`.
       cycle_gamma: :math:`\gamma_c`, in (0, 1], shrinks the range with each cycle.
@@ -131,7 +133,7 @@ def cosine_annealing_warm_restarts(
     max_value: Number,
     min_value: Number,
     first_decay_steps: Steps,
-    t_mult: Number = 1,
+    t_mult: float = 1,
     peak_mult: Number = 1.0,
 ) -> optax.Schedule:
     r"""Cosine annealing that starts again from the top whenever it has come down.
@@ -150,9 +152,10 @@ def cosine_annealing_warm_restarts(
       max_value: :math:`\eta_{max}`, the value at count 0.
       min_value: :math:`\eta_{min}`, at most `max_value`; each cycle ends one step short
         of it.
-      first_decay_steps: :math:`T_0`, the steps to the first restart.
+      first_decay_steps: :math:`T_0`, the steps to the first restart. Not a JAX array,
+        unless `t_mult` is 1: the restarts are computed when the schedule is made.
       t_mult: :math:`m`, at least 1, by how much longer each cycle is than the one
-        before.
+        before. Not a JAX array.
       peak_mult: :math:`q`, in (0, 1], by how much lower each peak is.
 
     Returns:
@@ -178,10 +181,10 @@ def cosine_annealing_warm_restarts(
     args.ordered("min_value", min_value, "max_value", max_value)
     first = args.whole_number("first_decay_steps", first_decay_steps)
     written = args.static("t_mult", t_mult)
-    t_mult = args.number("t_mult", t_mult, least=1)
+    longer = args.number("t_mult", t_mult, least=1) != 1
     peak_mult = args.number("peak_mult", peak_mult, above=0, most=1)
     table = None
-    if t_mult != 1:
+    if longer:
         # As it is written: the float 1.1 is a little more than eleven tenths, and would
         # put the restart at step 21 of 10 * (1 + 1.1) one step late.
         exact = decimal.Decimal(str(written))

@@ -1,5 +1,7 @@
 """Schedules that fall for ever."""
 
+from __future__ import annotations  # so that help shows short names
+
 import math
 
 import jax
@@ -154,7 +156,8 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
 
     Args:
       init_value: :math:`\eta_0`.
-      decay_rate: :math:`k`, at least 0, in 1 / steps.
+      decay_rate: :math:`k`, at least 0, in 1 / steps. Not a factor: one of d every s
+        steps, as in :func:`optax.exponential_decay`, is :math:`k = -\ln(d) / s`.
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.

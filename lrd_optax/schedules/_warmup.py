@@ -1,5 +1,7 @@
 """Schedules that begin below their peak."""
 
+from __future__ import annotations  # so that help shows short names
+
 from typing import Literal
 
 import jax
@@ -26,7 +28,8 @@ def warmup(
       \qquad \eta(t - W) \text{ for } t \ge W
 
     So the first step is not zero, W steps are smaller than :math:`\eta_0`, and the
-    schedule begins to count when they are over. To have it count from the start, use
+    schedule begins to count when they are over: a decay of T steps ends at W + T (at T
+    in :func:`optax.warmup_cosine_decay_schedule`). To have it count from the start, use
     ``multiply(schedule, warmup(1.0, W))``.
 
     Args:
@@ -52,8 +55,7 @@ def warmup(
       Goyal et al, `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_,
       2017
     """
-    if not callable(schedule):
-        schedule = args.number("schedule", schedule)
+    schedule = args.schedule_or_number(schedule)
     steps = args.whole_number("warmup_steps", warmup_steps, least=0)
     if init_value is not None:
         init_value = args.number("init_value", init_value)
