@@ -50,12 +50,14 @@ def polynomial_decay(
     def schedule(count: jax.Array) -> jax.Array:
         done, left = ar.fractions(count, decay_steps)
         inside, half = (done > 0) & (left > 0), done < 0.5
-        # Each logarithm where it has its digits; what is not used must be finite.
-        early = jnp.log1p(-jnp.where(inside & half, done, 0.25)) * ar.real(power)
-        some = jnp.where(inside & ~half, left, 0.25)
-        late = jnp.log(some) * ar.real(power)
-        falling = jnp.where(half, jnp.exp(early), some ** ar.real(power))
-        rising = -jnp.expm1(jnp.where(half, early, late))
+        # What is not used must be finite, so that its derivative is no NaN.
+        some = jnp.where(inside, left, 0.25)
+        # The power would multiply what was lost when `left` was rounded.
+        lost = jnp.where(inside, ar.rounding(count, decay_steps, left), 0)
+        falling = some ** ar.real(power) * jnp.exp(lost * ar.real(power))
+        early = jnp.log1p(-jnp.where(inside & half, done, 0.25))
+        log = jnp.where(half, early, jnp.log(some))  # each where it has its digits
+        rising = -jnp.expm1(log * ar.real(power))
         done, left = jnp.where(inside, rising, done), jnp.where(inside, falling, left)
         return ar.ramp(init_value, end_value, done, left)
 

@@ -110,6 +110,37 @@ def fractions(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
     return jnp.where(count >= total, 1, done), jnp.where(count <= 0, 1, left)
 
 
+def rounding(count: jax.Array, steps: Steps, left: jax.Array) -> jax.Array:
+    """Returns by which part of itself `left` of `fractions` should be larger.
+
+    ``remaining - left * total``, from the halves of the factors: their products are
+    exact, and so are the differences. Of more than 24 bits 7 are put aside.
+    """
+    if _out_of_reach(count, steps):
+        count = real(count)
+    total = _like(count, steps)
+    remaining = total - jnp.clip(count, 0, total)
+
+    def low(value: jax.Array) -> jax.Array:
+        rest = jnp.remainder(value, jnp.asarray(2**7, value.dtype))
+        return jnp.where(total < 2**24, 0, rest)
+
+    def halves(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        info = jnp.finfo(value.dtype)
+        head = jax.lax.reduce_precision(value, info.nexp, info.nmant // 2)
+        return head, value - head
+
+    a, b = halves(left)
+    c, d = halves(real(total - low(total)))
+    difference = real(remaining - low(remaining)) - a * c
+    difference = ((difference - a * d) - b * c) - b * d
+    end = real(low(total))
+    difference = difference + ((real(low(remaining)) - a * end) - b * end)
+    difference = difference / jnp.maximum(real(remaining), 1e-30)
+    # As a function of the count it is noise, which has no slope.
+    return jax.lax.stop_gradient(difference)
+
+
 def reached(count: jax.Array, steps: Steps) -> jax.Array:
     """Returns whether `count` is at least `steps`."""
     if _out_of_reach(count, steps):

@@ -26,7 +26,7 @@ _WINDOWS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 _LAST_COUNT = 2**31 - 1
-_MOST_RESTARTS = 10_000
+_MOST_RESTARTS = 2_000
 
 
 def cyclical(
@@ -164,7 +164,7 @@ def cosine_annealing_warm_restarts(
 
     Raises:
       ValueError, TypeError: if an argument is no finite number, or out of range, or
-        `t_mult` so near to 1 that 2**31 steps have more than 10,000 restarts.
+        `t_mult` so near to 1 that 2**31 steps have more than 2,000 restarts.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -238,7 +238,6 @@ def _restarts(first: int, t_mult: decimal.Decimal) -> _Restarts:
     return _Restarts(*(np.array(c, t) for c, t in zip(columns, dtypes, strict=True)))
 
 
-@jax.jit  # many counts times many rows are never in memory at once
 def _place(count: jax.Array, table: _Restarts) -> tuple[jax.Array, jax.Array]:
     """Returns the number of the cycle at `count`, and the part of it that is left."""
     if ar.is_whole(count):
