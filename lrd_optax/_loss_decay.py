@@ -2,6 +2,8 @@
 
 import optax
 
+from lrd_optax.schedules import _arguments
+
 
 def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
     r"""Multiplies the gradient by a schedule, as if the loss had been multiplied by it.
@@ -52,8 +54,4 @@ def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
       Wei, `Forget the Learning Rate, Decay Loss <https://arxiv.org/abs/1905.00094>`_,
       2019
     """
-    if not callable(schedule):
-        raise TypeError(
-            f"schedule must be a function of the update count, got {schedule!r}"
-        )
-    return optax.scale_by_schedule(schedule)
+    return optax.scale_by_schedule(_arguments.schedule(schedule))

@@ -62,8 +62,6 @@ def mean_steps(name):
     """
     decay = schedules.exponential_step_decay(1.0, 0.1, STEPS)
     base = OPTIMIZERS[name]
-    if name == "adadelta":  # its own step sizes grow from the first on, and slowly
-        base = lambda rate: optax.adadelta(rate, rho=0.9)  # noqa: E731
 
     def last(optimizer):
         def step(state, key):

@@ -100,14 +100,11 @@ def fractions(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
 
     Each has all its digits: 1 - done would have lost them where little is left.
     """
-    if _out_of_reach(count, steps):
-        count = real(count)
-    total = _like(count, steps)
-    within = jnp.clip(count, 0, total)
+    within, total = _within(count, steps)
     divisor = jnp.maximum(real(total), 1)  # a traced length may be 0
     done = jnp.minimum(real(within) / divisor, 1)
     left = jnp.minimum(real(total - within) / divisor, 1)
-    return jnp.where(count >= total, 1, done), jnp.where(count <= 0, 1, left)
+    return jnp.where(within >= total, 1, done), jnp.where(within <= 0, 1, left)
 
 
 def rounding(count: jax.Array, steps: Steps, left: jax.Array) -> jax.Array:
@@ -116,10 +113,8 @@ def rounding(count: jax.Array, steps: Steps, left: jax.Array) -> jax.Array:
     ``remaining - left * total``, from the halves of the factors: their products are
     exact, and so are the differences. Of more than 24 bits 7 are put aside.
     """
-    if _out_of_reach(count, steps):
-        count = real(count)
-    total = _like(count, steps)
-    remaining = total - jnp.clip(count, 0, total)
+    within, total = _within(count, steps)
+    remaining = total - within
 
     def low(value: jax.Array) -> jax.Array:
         rest = jnp.remainder(value, jnp.asarray(2**7, value.dtype))
@@ -234,6 +229,14 @@ def _out_of_reach(count: jax.Array, steps: Steps) -> bool:
 
 def _like(count: jax.Array, steps: Steps) -> jax.Array:
     return _whole(steps) if is_whole(count) else real(steps)
+
+
+def _within(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
+    """Returns `count` from 0 to `steps`, and `steps`, both whole or both floats."""
+    if _out_of_reach(count, steps):
+        count = real(count)
+    total = _like(count, steps)
+    return jnp.clip(count, 0, total), total
 
 
 def _sum(*exponents: Exponent) -> Exponent:

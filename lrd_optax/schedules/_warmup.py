@@ -63,8 +63,6 @@ def warmup(
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
         value = ar.call(schedule, ar.later(count, steps))
-        if isinstance(steps, int) and steps == 0:
-            return value
         # During the warm-up the schedule is called at 0: `value` is what to go up to.
         start = value / (ar.real(steps) + 1) if init_value is None else init_value
         up = ar.ramp(start, value, *ar.fractions(count, steps))
