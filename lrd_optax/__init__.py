@@ -5,13 +5,25 @@ from lrd_optax._dropout import LearningRateDropoutState as LearningRateDropoutSt
 from lrd_optax._dropout import learning_rate_dropout as learning_rate_dropout
 from lrd_optax._dropout import sample_mask as sample_mask
 from lrd_optax._loss_decay import loss_decay as loss_decay
+from lrd_optax._range_test import RangeTestBand as RangeTestBand
+from lrd_optax._range_test import RangeTestResult as RangeTestResult
+from lrd_optax._range_test import lr_range_test as lr_range_test
+from lrd_optax._range_test import range_test_band as range_test_band
+from lrd_optax._suggestions import suggest_cycle as suggest_cycle
+from lrd_optax._suggestions import suggest_learning_rate as suggest_learning_rate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LearningRateDropoutState",
+    "RangeTestBand",
+    "RangeTestResult",
     "learning_rate_dropout",
     "loss_decay",
+    "lr_range_test",
+    "range_test_band",
     "sample_mask",
     "schedules",
+    "suggest_cycle",
+    "suggest_learning_rate",
 ]

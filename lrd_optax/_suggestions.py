@@ -1,0 +1,189 @@
+"""What the curve of a learning-rate range test suggests."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lrd_optax._range_test import RangeTestResult, range_test_band
+
+
+class _Curve(NamedTuple):
+    """The valid points of a range test, moved to rates that are evenly spaced in log.
+
+    Then steps of the index are steps of the log learning rate.
+    """
+
+    logs: np.ndarray  # natural logarithms of the learning rates
+    losses: np.ndarray  # smoothed, the mean of the seeds
+    bottom: int  # where the loss is lowest
+    turned: bool  # whether the loss has risen again, or the test has stopped
+
+    @property
+    def lowest(self) -> np.ndarray:
+        """The lowest loss so far: coming down from a spike is no improvement."""
+        return np.minimum.accumulate(self.losses)
+
+    @property
+    def ends(self) -> str:
+        first, last = np.exp(self.logs[[0, -1]])
+        return f"from {first:.3g} to {last:.3g}"
+
+
+def suggest_learning_rate(
+    result: RangeTestResult,
+    method: Literal["steepest", "valley", "min_over_10"] = "steepest",
+) -> float:
+    """Returns a learning rate that the curve of a range test suggests.
+
+    * ``"steepest"``: where the lowest smoothed loss so far falls fastest, by the slope
+      against the logarithm of the learning rate. (So far: the way down from a spike
+      is steep too.)
+    * ``"valley"``: the middle, in log learning rate, of the longest valley: the longest
+      sequence of points, each lower than the one before, others left out, whose last
+      point is the valley's end and whose number of points is its length.
+    * ``"min_over_10"``: a tenth of the rate where the smoothed loss is lowest.
+
+    It is a place to begin a search, not its end.
+
+    Args:
+      result: of :func:`lr_range_test`; of one under ``vmap`` the mean of the seeds is
+        taken, over the points that are valid in all of them.
+      method: see above.
+
+    Returns:
+      A Python float, one of the rates of the test or, for the last method and for
+      a linear scale, a rate between them. Not for use under ``jit``.
+
+    Raises:
+      ValueError: if `method` is none of these, or the curve gives no answer; it says
+        why: too few valid points, a loss that never falls by more than its noise, or
+        still falls at the last rate, or falls fastest at one end.
+    """
+    methods: dict[str, Callable[[_Curve], float]] = {
+        "steepest": _steepest,
+        "valley": _valley,
+        "min_over_10": _min_over_10,
+    }
+    if method not in methods:
+        raise ValueError(f"method must be one of {list(methods)}, got {method!r}")
+    return float(np.exp(methods[method](_curve(result))))
+
+
+def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
+    """Returns base and peak for :func:`schedules.cyclical`, by Smith's rule.
+
+    The base is the rate where the loss starts to improve, the peak is where that slows
+    down, gets ragged or ends: here the last rate up to which the smoothed loss has
+    fallen by no more than a tenth of its whole fall, and the first by nine tenths.
+
+    Args:
+      result: as for :func:`suggest_learning_rate`.
+
+    Returns:
+      ``(base_value, peak_value)``, two Python floats. Not for use under ``jit``.
+
+    Raises:
+      ValueError: if the curve gives no answer; it says why.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, lrd_optax, optax
+      >>> def loss_fn(params, batch): return jnp.mean((params - batch) ** 2)
+      >>> batches = 3 + jax.random.normal(jax.random.key(0), (101, 1000))
+      >>> result = lrd_optax.lr_range_test(
+      ...     loss_fn, jnp.zeros(()), batches, optax.sgd, min_value=1e-4, max_value=10)
+      >>> base_value, peak_value = lrd_optax.suggest_cycle(result)
+      >>> print(f"{base_value:.3f} {peak_value:.3f}")
+      0.003 0.076
+      >>> rate = lrd_optax.schedules.cyclical(base_value, peak_value, step_size=2000)
+
+    References:
+      Smith, `Cyclical Learning Rates for Training Neural Networks
+      <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3
+    """
+    curve = _curve(result)
+    _check_turned(curve)
+    fallen = (curve.lowest[0] - curve.lowest) / (curve.lowest[0] - curve.lowest[-1])
+    base = np.flatnonzero(fallen <= 0.1)[-1]
+    peak = np.flatnonzero(fallen >= 0.9)[0]
+    if base == 0:
+        raise ValueError(
+            "the loss falls from the first learning rate on, so there is no rate where "
+            f"it starts to: lower min_value (the rates are {curve.ends})"
+        )
+    return float(np.exp(curve.logs[base])), float(
+        np.exp(curve.logs[max(peak, base + 1)])
+    )
+
+
+def _curve(result: RangeTestResult) -> _Curve:
+    size = np.shape(result.losses)[-1]
+    band = range_test_band(result)
+    valid = np.asarray(band.valid)
+    number = int(valid.sum())
+    if number < 5:
+        raise ValueError(
+            f"at least 5 points must be valid (in all seeds), got {number} of {size}: "
+            "lower min_value, or raise num_steps"
+        )
+    logs = np.log(np.asarray(band.learning_rates, float)[valid])
+    losses = np.asarray(band.mean, float)[valid]
+    raw = np.asarray(result.losses, float).reshape(-1, size).mean(0)[valid]
+    even = np.linspace(logs[0], logs[-1], number)
+    losses = np.interp(even, logs, losses)
+    bottom = int(losses.argmin())
+    curve = _Curve(even, losses, bottom, not valid.all() or bottom < number - 1)
+    fall, noise = losses[0] - losses[bottom], _noise(raw)
+    if not fall > 2 * noise:
+        raise ValueError(
+            f"the loss never falls clearly, by {fall:.3g} at most where its noise is "
+            f"{noise:.3g}: try other learning rates (they are {curve.ends}), larger "
+            "batches, or more steps or seeds"
+        )
+    return curve
+
+
+def _noise(losses: np.ndarray) -> float:
+    """Returns the standard deviation of what is not smooth.
+
+    From the median of second differences, which neither a trend nor a blow-up moves.
+    """
+    return float(np.median(np.abs(np.diff(losses, 2)))) / 0.6745 / 6**0.5
+
+
+def _check_turned(curve: _Curve) -> None:
+    if not curve.turned:
+        raise ValueError(
+            "the loss still falls at the last learning rate: raise max_value "
+            f"(the rates are {curve.ends})"
+        )
+
+
+def _steepest(curve: _Curve) -> float:
+    slopes = np.gradient(curve.lowest, curve.logs)[: curve.bottom + 1]
+    steepest = int(slopes.argmin())
+    if steepest == 0:
+        raise ValueError(
+            "the loss falls fastest at the first learning rate: lower min_value "
+            f"(the rates are {curve.ends})"
+        )
+    # A moving average flattens a straight fall to a third at its end.
+    if slopes[-1] < 0.25 * slopes[steepest]:
+        _check_turned(curve)
+    return float(curve.logs[steepest])
+
+
+def _valley(curve: _Curve) -> float:
+    lengths = np.ones(len(curve.losses), int)
+    for i, loss in enumerate(curve.losses):
+        lengths[i] += lengths[:i][curve.losses[:i] > loss].max(initial=0)
+    end = int(lengths.argmax())
+    if end == len(lengths) - 1:
+        _check_turned(curve)
+    # Integer division: a rate of the test, on the safe side.
+    return float(curve.logs[end - (int(lengths[end]) + 1) // 2])
+
+
+def _min_over_10(curve: _Curve) -> float:
+    _check_turned(curve)
+    return float(curve.logs[curve.bottom] - np.log(10))
