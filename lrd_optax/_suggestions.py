@@ -7,6 +7,9 @@ import numpy as np
 
 from lrd_optax._range_test import RangeTestResult, range_test_band
 
+# A moving average flattens a straight fall to about this part of its slope at its ends.
+_STILL = 0.4
+
 
 class _Curve(NamedTuple):
     """The valid points of a range test, moved to rates that are evenly spaced in log.
@@ -23,6 +26,11 @@ class _Curve(NamedTuple):
     def lowest(self) -> np.ndarray:
         """The lowest loss so far: coming down from a spike is no improvement."""
         return np.minimum.accumulate(self.losses)
+
+    @property
+    def slopes(self) -> np.ndarray:
+        slopes: np.ndarray = np.gradient(self.lowest, self.logs)
+        return slopes
 
     @property
     def ends(self) -> str:
@@ -103,17 +111,11 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
     """
     curve = _curve(result)
     _check_turned(curve)
+    _check_begins(curve)
     fallen = (curve.lowest[0] - curve.lowest) / (curve.lowest[0] - curve.lowest[-1])
     base = np.flatnonzero(fallen <= 0.1)[-1]
-    peak = np.flatnonzero(fallen >= 0.9)[0]
-    if base == 0:
-        raise ValueError(
-            "the loss falls from the first learning rate on, so there is no rate where "
-            f"it starts to: lower min_value (the rates are {curve.ends})"
-        )
-    return float(np.exp(curve.logs[base])), float(
-        np.exp(curve.logs[max(peak, base + 1)])
-    )
+    peak = max(np.flatnonzero(fallen >= 0.9)[0], base + 1)
+    return float(np.exp(curve.logs[base])), float(np.exp(curve.logs[peak]))
 
 
 def _curve(result: RangeTestResult) -> _Curve:
@@ -133,7 +135,8 @@ def _curve(result: RangeTestResult) -> _Curve:
     losses = np.interp(even, logs, losses)
     bottom = int(losses.argmin())
     curve = _Curve(even, losses, bottom, not valid.all() or bottom < number - 1)
-    fall, noise = losses[0] - losses[bottom], _noise(raw)
+    # The range of smoothed noise is no more than this, that of any other is larger.
+    fall, noise = losses[0] - losses[bottom], _noise(raw) + 2 * _noise(losses)
     if not fall > 2 * noise:
         raise ValueError(
             f"the loss never falls clearly, by {fall:.3g} at most where its noise is "
@@ -159,18 +162,19 @@ def _check_turned(curve: _Curve) -> None:
         )
 
 
-def _steepest(curve: _Curve) -> float:
-    slopes = np.gradient(curve.lowest, curve.logs)[: curve.bottom + 1]
-    steepest = int(slopes.argmin())
-    if steepest == 0:
+def _check_begins(curve: _Curve) -> None:
+    if curve.slopes[0] < _STILL * curve.slopes.min():
         raise ValueError(
-            "the loss falls fastest at the first learning rate: lower min_value "
+            "the loss falls fast from the first learning rate on: lower min_value "
             f"(the rates are {curve.ends})"
         )
-    # A moving average flattens a straight fall to a third at its end.
-    if slopes[-1] < 0.25 * slopes[steepest]:
+
+
+def _steepest(curve: _Curve) -> float:
+    _check_begins(curve)
+    if curve.slopes[curve.bottom] < _STILL * curve.slopes.min():
         _check_turned(curve)
-    return float(curve.logs[steepest])
+    return float(curve.logs[curve.slopes.argmin()])
 
 
 def _valley(curve: _Curve) -> float:

@@ -1,0 +1,235 @@
+"""What a curve suggests: a known one, those of other finders, one without an answer."""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lrd_optax
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "lr_finders.json").read_text())
+METHODS = ["steepest", "valley", "min_over_10"]
+
+
+def result(rates, losses, valid=None):
+    losses = np.asarray(losses, float)
+    valid = np.isfinite(losses) if valid is None else valid
+    rates = np.broadcast_to(rates, losses.shape)
+    return lrd_optax.RangeTestResult(*map(jnp.asarray, (rates, losses, losses, valid)))
+
+
+def fall(rates, center, width=0.25, limit=1.0):
+    """A loss that falls from 2 to 0.5, fastest at `center`, and rises from `limit`."""
+    x = np.log10(rates)
+    down = 0.5 + 1.5 / (1 + np.exp((x - np.log10(center)) / width))
+    return down + (rates / limit) ** 4
+
+
+def every(found):
+    suggested = [lrd_optax.suggest_learning_rate(found, m) for m in METHODS]
+    return np.array([*suggested, *lrd_optax.suggest_cycle(found)])
+
+
+LOG = np.geomspace(1e-4, 1, 201)
+CURVE = fall(LOG, 0.01)
+
+
+@pytest.mark.parametrize("center", [0.003, 0.01, 0.02])
+def test_known_curve(center):
+    curve = fall(LOG, center)
+    steepest, valley, tenth, base, peak = every(result(LOG, curve))
+    step = LOG[1] / LOG[0]
+    assert center / step <= steepest <= center * step
+    bottom = LOG[curve.argmin()]
+    assert tenth == pytest.approx(bottom / 10)
+    # It falls from the first point to the lowest.
+    assert LOG[0] < valley
+    assert valley == pytest.approx((LOG[0] * bottom) ** 0.5, rel=0.06)
+    part = (curve[0] - curve) / (curve[0] - curve.min())
+    assert base == pytest.approx(LOG[part <= 0.1].max())
+    assert peak == pytest.approx(LOG[part >= 0.9].min())
+    assert base < steepest < peak
+
+
+def test_slope_is_against_the_logarithm():
+    """On evenly spaced rates too, where by index or by rate another one is steepest."""
+    rates = np.linspace(1e-4, 1, 2001)
+    curve = fall(rates, 0.02)
+    assert lrd_optax.suggest_learning_rate(result(rates, curve)) == pytest.approx(
+        0.02, rel=0.05
+    )
+    by_index = rates[np.gradient(curve).argmin()]
+    assert by_index < 0.01
+    tenth = lrd_optax.suggest_learning_rate(result(rates, curve), "min_over_10")
+    assert tenth == pytest.approx(rates[curve.argmin()] / 10, rel=0.02)
+
+
+def test_units_do_not_matter():
+    """Neither the scale of the loss nor an offset; a scale of the rates scales them."""
+    expected = every(result(LOG, CURVE))
+    np.testing.assert_allclose(every(result(LOG, 1e3 * CURVE - 5e3)), expected)
+    scaled = every(result(1e-6 * LOG, CURVE))
+    np.testing.assert_allclose(scaled, 1e-6 * expected, rtol=1e-5)
+
+
+def test_only_valid_points():
+    """What came after the stop, or is not finite, is no part of the curve."""
+    stop = 180
+    curve = np.where(np.arange(201) < stop, CURVE, np.nan)
+    short = every(result(LOG[:stop], CURVE[:stop]))
+    np.testing.assert_allclose(every(result(LOG, curve)), short)
+    wild = np.where(np.arange(201) < stop, CURVE, -1e6 * np.arange(201))
+    valid = np.arange(201) < stop
+    np.testing.assert_allclose(every(result(LOG, wild, valid)), short)
+
+
+def test_way_down_from_a_spike_is_no_improvement():
+    spike = CURVE + 3 * np.exp(-0.5 * ((np.arange(201) - 160) / 1.5) ** 2)
+    assert np.gradient(spike)[160:].min() < 5 * np.gradient(CURVE).min()
+    found, expected = every(result(LOG, spike)), every(result(LOG, CURVE))
+    others = [0, 2, 3, 4]  # a valley has points left out anyway
+    np.testing.assert_allclose(found[others], expected[others], rtol=1e-6)
+
+
+def test_seeds_are_averaged():
+    rng = np.random.default_rng(0)
+    curves = CURVE + 0.1 * rng.standard_normal((400, 1))  # levels differ, not shapes
+    expected = every(result(LOG, CURVE))
+    np.testing.assert_allclose(every(result(LOG, curves)), expected, rtol=1e-6)
+    folded = result(LOG, curves.reshape(20, 20, 201))
+    np.testing.assert_allclose(every(folded), expected, rtol=1e-6)
+    # A seed that diverged early ends the curve for all.
+    curves[7, 150:] = np.nan
+    short = every(result(LOG, np.where(np.arange(201) < 150, CURVE, np.nan)))
+    np.testing.assert_allclose(every(result(LOG, curves)), short, rtol=1e-6)
+
+
+def test_spread_over_seeds_is_small():
+    """Noise of a tenth of the fall: the steepest point moves by less than a quarter of
+    a decade, where unsmoothed it is anywhere."""
+
+    def loss(params, batch):  # the curve itself: the parameter counts the steps
+        fallen = jax.nn.sigmoid((params - 50.0) / 6)
+        return 2 - fallen + 0 * jnp.sum(batch)
+
+    def count(schedule):
+        def update(updates, state, params=None):
+            return jnp.ones_like(updates), state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    def one(noise):
+        return lrd_optax.lr_range_test(
+            lambda p, b: loss(p, b) + b,
+            jnp.zeros(()),
+            noise,
+            count,
+            min_value=1e-4,
+            max_value=1.0,
+            divergence=None,
+        )
+
+    noise = 0.05 * jax.random.normal(jax.random.key(0), (64, 101))
+    runs = jax.vmap(one)(noise)
+
+    def spread(found):
+        return np.std(np.log10(found))
+
+    singles = [jax.tree.map(lambda x, i=i: np.asarray(x[i]), runs) for i in range(64)]
+    smooth = [lrd_optax.suggest_learning_rate(run) for run in singles]
+    rough = [run.learning_rates[np.gradient(run.losses).argmin()] for run in singles]
+    assert spread(smooth) < 0.25 < 3 * 0.25 < spread(rough)
+    # Without a lag: the mean is where the true curve is steepest.
+    middle = runs.learning_rates[0, 49]
+    assert abs(np.mean(np.log10(smooth)) - np.log10(middle)) < 0.08
+
+
+def recorded(finder, name):
+    """The curve, of which they leave out the first 10 and the last 5 points."""
+    run = RECORDED["runs"][finder][name]
+    index = np.arange(len(run["losses"]))
+    looked_at = (index >= 10) & (index < len(index) - 5)
+    return result(run["learning_rates"], run["losses"], looked_at), run["suggestions"]
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_other_finders_where_they_are_right(name):
+    """On the curves of others, the points that they look at, the same rates.
+
+    torch-lr-finder takes the slope against the index, which is the logarithm's on such
+    rates. Lightning takes it against the rate, and is not right.
+    """
+    step = 10**0.06 * 1.001  # from one rate to the next
+    found, theirs = recorded("torch-lr-finder", name)
+    ours = lrd_optax.suggest_learning_rate(found)
+    assert ours == pytest.approx(theirs["steepest"], rel=1e-5)
+    found, theirs = recorded("fastai", name)
+    pairs = {"steepest": "steep", "valley": "valley", "min_over_10": "minimum"}
+    for method, name in pairs.items():
+        ours = lrd_optax.suggest_learning_rate(found, method)
+        assert theirs[name] / step <= ours <= theirs[name] * step, method
+
+
+NOISE = np.random.default_rng(0).standard_normal(201)
+NO_ANSWER = {
+    "one point": (
+        np.where(np.arange(201) < 1, 1, np.nan),
+        METHODS,
+        "at least 5 points must be valid (in all seeds), got 1 of 201: "
+        "lower min_value, or raise num_steps",
+    ),
+    "always the same": (
+        np.ones(201),
+        METHODS,
+        "the loss never falls clearly, by 0 at most where its noise is 0: try other "
+        "learning rates (they are from 0.0001 to 1), larger batches, or more steps or "
+        "seeds",
+    ),
+    "rising": (1 + LOG, METHODS, "the loss never falls clearly, by 0 at most"),
+    "noise": (NOISE, METHODS, "the loss never falls clearly, by "),
+    "falls to the end": (
+        -np.square(np.maximum(np.log10(LOG) + 3, 0)),
+        METHODS,
+        "the loss still falls at the last learning rate: raise max_value "
+        "(the rates are from 0.0001 to 1)",
+    ),
+    "falls from the beginning": (
+        np.exp(-1.5e4 * LOG) + LOG,
+        ["steepest", "cycle"],
+        "the loss falls fast from the first learning rate on: lower min_value "
+        "(the rates are from 0.0001 to 1)",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, m) for name, (_, ms, _) in NO_ANSWER.items() for m in {*ms, "cycle"}],
+)
+def test_no_answer(name, method):
+    """It says why there is none."""
+    curve, _, sentence = NO_ANSWER[name]
+    suggest = {"cycle": lrd_optax.suggest_cycle}.get(
+        method, functools.partial(lrd_optax.suggest_learning_rate, method=method)
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        suggest(result(LOG, curve))
+
+
+def test_steepest_needs_no_end_of_the_fall():
+    """The loss may still fall at the last rate, if it falls much slower there."""
+    curve = fall(LOG, 0.01, limit=1e9)
+    assert curve.argmin() == 200
+    found = lrd_optax.suggest_learning_rate(result(LOG, curve))
+    assert found == pytest.approx(0.01, rel=0.05)
+
+
+def test_method_is_checked():
+    with pytest.raises(ValueError, match=r"^method must be one of .*, got 'best'$"):
+        lrd_optax.suggest_learning_rate(result(LOG, CURVE), "best")
