@@ -1,4 +1,4 @@
-"""Draws every row of the table in docs/schedules.md.
+"""Draws the pictures of docs/schedules.md: one for each row of its table, and two more.
 
     python examples/schedule_gallery.py                    # into results/schedules
     python examples/schedule_gallery.py --output docs/images/schedules
@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -20,16 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 import lrd_optax
-from lrd_optax import schedules
+from lrd_optax import plotting, schedules
 
 TABLE = Path(__file__).parent.parent / "docs" / "schedules.md"
 STEPS = 100
-STYLES = [  # colours of Okabe and Ito
-    {"color": "#0072B2", "linestyle": "-"},
-    {"color": "#D55E00", "linestyle": "--"},
-    {"color": "#009E73", "linestyle": "-."},
-    {"color": "#000000", "linestyle": ":"},
-]
 
 
 class Row(NamedTuple):
@@ -52,10 +47,6 @@ def rows() -> list[Row]:
 def make(call: str) -> Any:
     names = {"optax": optax, "schedules": schedules, "lrd_optax": lrd_optax}
     return eval(call, names)
-
-
-def value(schedule: optax.Schedule, time: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(schedule(jnp.asarray(time, jnp.float32)), time.shape)
 
 
 def step_sizes(made: optax.GradientTransformation, steps: int) -> np.ndarray:
@@ -86,25 +77,66 @@ def draw(row: Row, path: Path) -> None:
     height = 2.0 + legend * (0.1 + 0.15 * len(row.calls))
     figure = Figure(figsize=(3.3, height), dpi=100, layout="constrained")
     axes = figure.subplots()
-    time = np.linspace(0, STEPS, 20 * STEPS, endpoint=False)
-    for call, label, style in zip(row.calls, labels(row.calls), STYLES, strict=False):
-        made, style = make(call), {**style, "label": label, "linewidth": 1.3}
-        if callable(made):
-            axes.plot(time, value(made, time), **style)
-            axes.set_ylabel("value", fontsize=7)
-        else:
-            sizes = step_sizes(made, STEPS + 1)
-            axes.plot(sizes, drawstyle="steps-post", **style)
-            axes.set_ylabel("step for a gradient of 1", fontsize=7)
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(0, STEPS)
-    axes.tick_params(labelsize=7)
-    axes.set_xlabel("step", fontsize=7)
-    axes.xaxis.set_minor_locator(MultipleLocator(10))
-    axes.grid(axis="x", which="both", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    made = dict(zip(labels(row.calls), map(make, row.calls), strict=True))
+    if all(map(callable, made.values())):
+        plotting.plot_schedules(made, STEPS, ax=axes)
+    else:
+        sizes = {name: step_sizes(each, STEPS + 1) for name, each in made.items()}
+        plotting.plot_learning_curves(sizes, ax=axes)
+        axes.set_ylabel("step for a gradient of 1")
+    if axes.get_legend():
+        axes.get_legend().remove()
     if legend:
         figure.legend(fontsize=7, frameon=False, loc="outside upper center")
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set_fontsize(7)
+    axes.tick_params(labelsize=7)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_minor_locator(MultipleLocator(10))
+    axes.grid(axis="x", which="minor", alpha=0.3, linewidth=0.6)
+    figure.savefig(path)
+
+
+def draw_descent(path: Path) -> None:
+    """Plain gradient descent in a long valley, with three learning rates."""
+
+    def loss(point: jax.Array) -> jax.Array:
+        return point[0] ** 2 / 10 + point[1] ** 2
+
+    def descend(rate: float, steps: int) -> jax.Array:
+        def step(point: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+            return point - rate * jax.grad(loss)(point), point
+
+        return jax.lax.scan(step, jnp.array([-8.0, 1.5]), length=steps + 1)[1]
+
+    figure = Figure(figsize=(9, 2.9), dpi=100, layout="constrained")
+    panels = {"too small": 0.05, "good": 0.9, "too large": 1.03}
+    every = figure.subplots(1, 3, sharey=True)
+    for axes, (name, rate) in zip(every, panels.items(), strict=True):
+        descent = {name: descend(rate, 20)}
+        plotting.plot_trajectories(loss, descent, xlim=(-9, 3), ylim=(-6, 6), ax=axes)
+        axes.get_lines()[0].set(marker=".", markersize=4)
+        axes.get_legend().remove()
+        axes.set_title(f"{name}: 20 steps of rate {rate:g}", fontsize=10)
+        axes.set_ylabel("second parameter" if name == "too small" else "")
+    figure.savefig(path)
+
+
+def draw_together(path: Path) -> None:
+    together = {
+        "fixed": 0.5,
+        "inverse time": schedules.inverse_time_decay(1.0, 1.0, 10),
+        "step": schedules.step_decay(1.0, 0.5, 20),
+        "exponential": schedules.natural_exponential_decay(1.0, 0.05),
+        "polynomial, power 2": schedules.polynomial_decay(1.0, 0.0, 2, STEPS),
+        "cosine": schedules.cosine_annealing(1.0, 0.0, STEPS),
+        "triangular": schedules.cyclical(0.1, 1.0, 25),
+    }
+    figure = Figure(figsize=(7, 3.6), dpi=100, layout="constrained")
+    axes = plotting.plot_schedules(together, STEPS, ax=figure.subplots())
+    axes.get_legend().remove()
+    axes.set(ylabel="learning rate", ylim=(0, 1.05))
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path)
 
 
@@ -115,6 +147,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/schedules"))
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
+    draw_descent(output / "descent.png")
+    print(f"Descent with three learning rates: {output / 'descent.png'}")
+    draw_together(output / "together.png")
+    print(f"Schedules in one plot: {output / 'together.png'}")
     for row in rows():
         draw(row, output / row.picture)
         print(f"{row.system}: {output / row.picture}")

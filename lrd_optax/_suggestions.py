@@ -47,9 +47,8 @@ def suggest_learning_rate(
     * ``"steepest"``: where the lowest smoothed loss so far falls fastest, by the slope
       against the logarithm of the learning rate. (So far: the way down from a spike
       is steep too.)
-    * ``"valley"``: the middle, in log learning rate, of the longest valley: the longest
-      sequence of points, each lower than the one before, others left out, whose last
-      point is the valley's end and whose number of points is its length.
+    * ``"valley"``: the middle, in log learning rate, of the way down: from where a
+      tenth of the whole fall is done to the lowest point.
     * ``"min_over_10"``: a tenth of the rate where the smoothed loss is lowest.
 
     It is a place to begin a search, not its end.
@@ -60,8 +59,8 @@ def suggest_learning_rate(
       method: see above.
 
     Returns:
-      A Python float, one of the rates of the test or, for the last method and for
-      a linear scale, a rate between them. Not for use under ``jit``.
+      A Python float, within the range of the test (for ``"min_over_10"`` maybe below
+      it). Not for use under ``jit``.
 
     Raises:
       ValueError: if `method` is none of these, or the curve gives no answer; it says
@@ -112,10 +111,8 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
     curve = _curve(result)
     _check_turned(curve)
     _check_begins(curve)
-    fallen = (curve.lowest[0] - curve.lowest) / (curve.lowest[0] - curve.lowest[-1])
-    base = np.flatnonzero(fallen <= 0.1)[-1]
-    peak = max(np.flatnonzero(fallen >= 0.9)[0], base + 1)
-    return float(np.exp(curve.logs[base])), float(np.exp(curve.logs[peak]))
+    base, peak = np.exp(curve.logs[list(_fallen(curve))])
+    return float(base), float(peak)
 
 
 def _curve(result: RangeTestResult) -> _Curve:
@@ -144,6 +141,13 @@ def _curve(result: RangeTestResult) -> _Curve:
             "batches, or more steps or seeds"
         )
     return curve
+
+
+def _fallen(curve: _Curve) -> tuple[int, int]:
+    """Returns the last point with a tenth of the fall, the first with nine tenths."""
+    fallen = (curve.lowest[0] - curve.lowest) / (curve.lowest[0] - curve.lowest[-1])
+    base = int(np.flatnonzero(fallen <= 0.1)[-1])
+    return base, max(int(np.flatnonzero(fallen >= 0.9)[0]), base + 1)
 
 
 def _noise(losses: np.ndarray) -> float:
@@ -178,14 +182,10 @@ def _steepest(curve: _Curve) -> float:
 
 
 def _valley(curve: _Curve) -> float:
-    lengths = np.ones(len(curve.losses), int)
-    for i, loss in enumerate(curve.losses):
-        lengths[i] += lengths[:i][curve.losses[:i] > loss].max(initial=0)
-    end = int(lengths.argmax())
-    if end == len(lengths) - 1:
-        _check_turned(curve)
-    # Integer division: a rate of the test, on the safe side.
-    return float(curve.logs[end - (int(lengths[end]) + 1) // 2])
+    _check_turned(curve)
+    _check_begins(curve)
+    base, _ = _fallen(curve)
+    return float(curve.logs[base] + curve.logs[curve.bottom]) / 2
 
 
 def _min_over_10(curve: _Curve) -> float:

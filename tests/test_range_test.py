@@ -1,6 +1,7 @@
 """The range test: against NumPy, against PyTorch, and that it changes nothing."""
 
 import functools
+import itertools
 import json
 import math
 from pathlib import Path
@@ -208,11 +209,11 @@ def test_no_update_after_a_loss_that_is_not_finite():
     def loss(params, batch):
         return loss_fn(params, batch["x"]) + batch["extra"]
 
-    for bad in (np.nan, np.inf):
+    for bad, divergence in itertools.product((np.nan, np.inf), (4.0, None)):
         counts.clear()
         extra = np.where(np.arange(41) == 11, bad, 0).astype("f")
         data = {"x": batches(), "extra": extra}
-        result = range_test(counting(counts), data=data, loss=loss)
+        result = range_test(counting(counts), None, data, loss, divergence=divergence)
         jax.effects_barrier()
         # Batch 11 shows what update 10 made, and is trained on no more.
         assert len(counts) == 11
@@ -306,6 +307,18 @@ def test_optimizers(name, dtype):
     result = range_test(OPTIMIZERS[name], jnp.zeros(4, dtype), data, max_value=1.0)
     assert result.losses.dtype == np.float32
     assert np.nanmin(result.losses) < 0.99 * result.losses[0]
+
+
+def test_rate_is_weakly_typed():
+    """As those of Optax's schedules are: times a bfloat16 it is a bfloat16."""
+    seen = []
+
+    def make_optimizer(schedule):
+        seen.append(jax.typeof(schedule(0)).weak_type)
+        return optax.sgd(schedule)
+
+    range_test(make_optimizer)
+    assert set(seen) == {True}
 
 
 @pytest.mark.usefixtures("optax_promotion")

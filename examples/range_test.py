@@ -1,0 +1,281 @@
+"""A learning-rate range test on the digits, and training with what it suggests.
+
+    python examples/range_test.py                      # about a minute on 2 CPU cores
+    python examples/range_test.py --quick              # a short look
+    python examples/range_test.py --optimizer adam --keep-prob 0.3
+
+The test runs from the initial weights of every seed at once, with and without Learning
+Rate Dropout (LRD). Then the CNN of examples/digits.py is trained with each: at the
+fixed rate where the loss fell fastest; with cyclical learning rates (CLR) between the
+bounds that the curve suggests; at the fixed rate that is the mean of the cycle, since
+only a gain over that too is more than that of another rate; and at the fixed rate of
+examples/digits.py, which was found by many trainings in place of one range test.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import lrd_optax
+from lrd_optax import plotting, schedules
+
+RANGE = {"min_value": 1e-5, "max_value": 10.0}
+CYCLES = 3  # an even number of epochs up and down in each
+
+
+class Suggestion(NamedTuple):
+    steepest: float
+    valley: float
+    min_over_10: float
+    base: float
+    peak: float
+
+
+class Arm(NamedTuple):
+    kind: str  # "dense" or "LRD"
+    schedule: str
+    rate: Any  # a number or a schedule
+
+
+class Result(NamedTuple):
+    kind: str
+    schedule: str
+    rate: str
+    accuracy_percent: list[float]  # after each epoch, mean of the seeds
+    accuracy_half_width: list[float]  # of 95 % intervals
+    minus_fixed: float  # points of final accuracy above the dense, fixed rate
+    minus_fixed_half_width: float
+
+
+def setup(seeds: int, epochs: int) -> dict[str, Any]:
+    """The data, the weights of all seeds, and which images make up their batches."""
+    train_x, test_x, train_y, test_y = map(jnp.asarray, digits.load_data())
+    graph, _ = nnx.split(nnx.eval_shape(lambda: digits.CNN(nnx.Rngs(0))))
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    init_keys, mask_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+
+    def loss_fn(params, batch):
+        logits, labels = nnx.merge(graph, params)(train_x[batch]), train_y[batch]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def accuracy(params):
+        guess = nnx.merge(graph, params)(test_x).argmax(-1)
+        return 100 * (guess == test_y).mean()
+
+    def initial_params(key):
+        return nnx.state(digits.CNN(nnx.Rngs(key)), nnx.Param)
+
+    return {
+        "loss_fn": loss_fn,
+        "accuracy": accuracy,
+        "params": jax.jit(jax.vmap(initial_params))(init_keys),
+        "mask_keys": mask_keys,
+        "orders": np.stack(
+            [digits.batch_orders(seed, epochs) for seed in range(seeds)]
+        ),
+    }
+
+
+def optimizer(name: str, kind: str, rate: Any, keep_prob: float, key: jax.Array):
+    base = digits.OPTIMIZERS[name][0](rate)
+    if kind == "dense":
+        return base
+    return optax.chain(base, lrd_optax.learning_rate_dropout(keep_prob, key=key))
+
+
+def test_range(of, name: str, kind: str, keep_prob: float, steps: int):
+    def one_seed(params, key, order):
+        return lrd_optax.lr_range_test(
+            of["loss_fn"],
+            params,
+            order.reshape(-1, digits.BATCH),
+            lambda rate: optimizer(name, kind, rate, keep_prob, key),
+            num_steps=steps,
+            **RANGE,
+        )
+
+    return jax.vmap(one_seed)(of["params"], of["mask_keys"], of["orders"])
+
+
+def suggest(result: lrd_optax.RangeTestResult) -> Suggestion:
+    methods = ("steepest", "valley", "min_over_10")
+    rates = (lrd_optax.suggest_learning_rate(result, method) for method in methods)
+    return Suggestion(*rates, *lrd_optax.suggest_cycle(result))
+
+
+def train(of, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
+    """Returns the test accuracy after each epoch, [seeds, epochs]."""
+
+    def one_seed(params, key, order):
+        tx = optimizer(name, arm.kind, arm.rate, keep_prob, key)
+
+        def step(carry, batch):
+            params, state = carry
+            grads = jax.grad(of["loss_fn"])(params, batch)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        def epoch(carry, batches):
+            carry, _ = jax.lax.scan(step, carry, batches)
+            return carry, of["accuracy"](carry[0])
+
+        return jax.lax.scan(epoch, (params, tx.init(params)), order)[1]
+
+    trained = jax.jit(jax.vmap(one_seed))(of["params"], of["mask_keys"], of["orders"])
+    return np.asarray(trained)
+
+
+def make_arms(name: str, kind: str, found: Suggestion, steps: int) -> list[Arm]:
+    cycle = schedules.cyclical(found.base, found.peak, steps // (2 * CYCLES))
+    mean = (found.base + found.peak) / 2
+    return [
+        Arm(kind, "fixed, steepest", found.steepest),
+        Arm(kind, "fixed, mean of CLR", mean),
+        Arm(kind, "CLR", cycle),
+        Arm(kind, "fixed, tuned", digits.OPTIMIZERS[name][1]),
+    ]
+
+
+def summarise(
+    arms: list[Arm], accuracies: list[np.ndarray], found: dict[str, Suggestion]
+) -> list[Result]:
+    results = []
+    for arm, accuracy in zip(arms, accuracies, strict=True):
+        mean, half = digits.interval(accuracy.T)
+        gain, gain_half = digits.interval(accuracy[:, -1] - accuracies[0][:, -1])
+        cycle = found[arm.kind]
+        rate = f"{cycle.base:.2g} to {cycle.peak:.2g}"
+        if not callable(arm.rate):
+            rate = f"{arm.rate:.2g}"
+        numbers = mean.tolist(), half.tolist(), float(gain), float(gain_half)
+        results.append(Result(arm.kind, arm.schedule, rate, *numbers))
+    return results
+
+
+def draw(ranges, found: dict[str, Suggestion], arms, accuracies, path: Path) -> None:
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    upper, lower = figure.subplots(2, 2)
+    for axes, (kind, result) in zip(upper, ranges.items(), strict=True):
+        marks = {"steepest": found[kind].steepest}
+        cycle = found[kind].base, found[kind].peak
+        plotting.plot_range_test(result, marks=marks, cycle=cycle, ax=axes)
+        axes.set_title(f"range test, {kind}")
+    errors = [100 - accuracy for accuracy in accuracies]
+    least, epochs = min(e.mean(0).min() for e in errors), np.arange(errors[0].shape[1])
+    for axes, kind in zip(lower, ranges, strict=True):
+        curves = {
+            arm.schedule: error
+            for arm, error in zip(arms, errors, strict=True)
+            if arm.kind == kind
+        }
+        plotting.plot_learning_curves(curves, steps=epochs + 1, ax=axes)
+        axes.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
+        # The errors of the first epochs, up to 90 %, would flatten all that follows.
+        axes.set_ylim(0.8 * least, max(20, 4 * least))
+        axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50]))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_title(f"training, {kind}")
+    figure.savefig(path, dpi=100)
+
+
+def make_table(results: list[Result]) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, header in enumerate(
+        ("arm", "schedule", "learning rate", "accuracy, %", "minus dense, steepest")
+    ):
+        table.add_column(header, justify="left" if number < 2 else "right")
+    for number, r in enumerate(results):
+        gain = f"{r.minus_fixed:+.2f} ± {r.minus_fixed_half_width:.2f}"
+        accuracy = f"{r.accuracy_percent[-1]:.2f} ± {r.accuracy_half_width[-1]:.2f}"
+        table.add_row(r.kind, r.schedule, r.rate, accuracy, gain if number else "")
+    return table
+
+
+def parse_options() -> argparse.Namespace:
+    names, folder = list(digits.OPTIMIZERS), Path("results/range_test")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--optimizer", choices=names, default="sgdm", help="default: sgdm")
+    add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
+    add("--seeds", type=int, help="default: 16, with --quick 4")
+    add("--epochs", type=int, help="default: 30, with --quick 6")
+    add("--steps", type=int, default=100, help="of the range test, default: 100")
+    add("--quick", action="store_true", help="few seeds and epochs: a look, no finding")
+    add("--output", type=Path, default=folder, help=f"folder, default: {folder}")
+    options = parser.parse_args()
+    defaults = (4, 6) if options.quick else (16, 30)
+    options.seeds = defaults[0] if options.seeds is None else options.seeds
+    options.epochs = defaults[1] if options.epochs is None else options.epochs
+    if not 0 < options.keep_prob <= 1:
+        parser.error(f"--keep-prob must be in (0, 1], got {options.keep_prob}")
+    if options.seeds < 2 or options.epochs < 1 or options.steps < 20:
+        got = f"{options.seeds}, {options.epochs} and {options.steps}"
+        rule = "--seeds must be at least 2, --epochs at least 1, --steps at least 20"
+        parser.error(f"{rule}, got {got}")
+    try:  # now, not after training
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output must be a folder, or one that can be made: {error}")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    console, progress = Console(highlight=False), Console(highlight=False, stderr=True)
+    name, keep_prob = options.optimizer, options.keep_prob
+    batches = digits.TRAIN_SIZE // digits.BATCH
+    test_epochs = math.ceil((options.steps + 1) / batches)
+    of = setup(options.seeds, test_epochs)
+    ranges, found = {}, {}
+    for kind in ("dense", "LRD"):
+        ranges[kind] = test_range(of, name, kind, keep_prob, options.steps)
+        found[kind] = suggest(ranges[kind])
+        rates = ", ".join(f"{k} {v:.2g}" for k, v in found[kind]._asdict().items())
+        console.print(f"{name}, {kind}: {rates}")
+    of = setup(options.seeds, options.epochs)
+    steps = options.epochs * batches
+    arms = [arm for kind in found for arm in make_arms(name, kind, found[kind], steps)]
+    accuracies = []
+    for arm in arms:
+        progress.print(f"training {arm.kind}, {arm.schedule}")
+        accuracies.append(train(of, name, arm, keep_prob))
+    results = summarise(arms, accuracies, found)
+    draw(ranges, found, arms, accuracies, options.output / "range_test.png")
+    config = {
+        key: getattr(options, key)
+        for key in ("optimizer", "seeds", "epochs", "keep_prob", "steps")
+    }
+    report = {
+        "config": config | RANGE,
+        "suggestions": {kind: each._asdict() for kind, each in found.items()},
+        "results": [r._asdict() for r in results],
+    }
+    (options.output / "range_test.json").write_text(json.dumps(report, indent=1) + "\n")
+    console.print(make_table(results))
+    console.print(
+        f"± is a 95 % interval over {options.seeds} seeds, of differences paired by "
+        f"seed; accuracy is on the test set after {options.epochs} epochs.\n\n"
+        f"Wrote {options.output}/range_test.png and .json"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped") from None

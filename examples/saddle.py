@@ -1,0 +1,388 @@
+"""Does Learning Rate Dropout (LRD) leave saddles and poor minima, in two dimensions?
+
+    python examples/saddle.py               # about 25 seconds on 2 CPU cores
+    python examples/saddle.py --runs 2000   # narrower intervals
+
+Gradient descent, momentum and Adam, each in four arms: "dense" (the plain optimizer),
+"control" (dense at keep_prob x the rate, the mean step of LRD), "noise" (dense, with a
+little noise on the gradient, as mini-batches have) and "LRD". Each run has a start and
+a seed of its own; the four arms share them. All runs of an arm go at once, by `vmap`.
+
+The loss is a valley, 1/2 s^2, along which two minima lie, 1/4 u^4 - 1/2 u^2 - tilt u,
+and between them a saddle; s and u are the two parameters turned by an angle. Starts at
+a saddle are 0.5 to 1 away along s, which leads into the saddle, and a tiny distance off
+that line, to either side. Starts at a minimum are anywhere in its half of the valley.
+
+A run escapes at the first step after which it is beyond the saddle, at a loss below
+halfway from the saddle's to that of the minimum there. LRD drops steps, it adds none:
+where a gradient is 0 it can do nothing.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import lrd_optax
+from lrd_optax import plotting
+
+OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
+    "gradient descent": (optax.sgd, 0.05),
+    # In the long run the step of gradient descent: 0.005 / (1 - 0.9) = 0.05.
+    "momentum": (lambda rate: optax.sgd(rate, momentum=0.9), 0.005),
+    "Adam": (optax.adam, 0.02),
+}
+ARMS = ("dense", "control", "noise", "LRD")
+NOISE = 1e-3  # standard deviation; the gradients at the starts by a saddle are 0.5 to 1
+TILT = 0.2
+DISTANCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+SHOWN, SHOWN_STEPS = 4, 200  # the first runs are drawn, not chosen ones
+
+
+class Problem(NamedTuple):
+    name: str
+    degrees: float  # by which the valley is turned from the axes
+    tilt: float = 0.0  # 0: two equal minima; above: that at negative u is the poor one
+    side: int = 0  # escape to positive u, to negative u, or (0) to either
+    speed: int = 1  # factor of the rates
+    distance: float = DISTANCES[0]  # of the start from the line into the saddle
+
+
+TURNED = Problem("saddle, turned by 30 degrees", 30)
+ALONG = Problem("saddle, along an axis", 0)
+POOR = Problem("from the poor minimum to the good one", 30, TILT, 1)
+GOOD = POOR._replace(name="from the good minimum to the poor one", side=-1)
+FAST_POOR = POOR._replace(name="from the poor minimum, 10 x the rate", speed=10)
+FAST_GOOD = GOOD._replace(name="from the good minimum, 10 x the rate", speed=10)
+PROBLEMS = (
+    TURNED,
+    TURNED._replace(name="saddle, turned by 45 degrees", degrees=45),
+    ALONG,
+    ALONG._replace(name="saddle, along an axis, started on it", distance=0.0),
+    *(POOR, GOOD, FAST_POOR, FAST_GOOD),
+)
+SWEEP = tuple(TURNED._replace(distance=distance) for distance in DISTANCES)
+
+
+class Run(NamedTuple):
+    """What tells a run from the others; arrays of all runs."""
+
+    start: Any
+    seed: Any
+    angle: Any
+    tilt: Any
+    side: Any
+    speed: Any
+    ridge: Any  # u of the saddle
+    level: Any  # a loss below it, beyond the ridge: escaped
+
+
+class Escapes(NamedTuple):
+    """How many runs escape, and when, with 95 % intervals; inf: not in time."""
+
+    percent: float
+    percent_low: float
+    percent_high: float
+    median_steps: float
+    median_low: float
+    median_high: float
+
+
+Results = dict[tuple[Problem, str, str], Escapes]
+Paths = dict[tuple[Problem, str, str], np.ndarray]
+
+
+def turn(point: Any, angle: Any) -> tuple[Any, Any]:
+    """Returns s and u of a point."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return cos * point[0] + sin * point[1], cos * point[1] - sin * point[0]
+
+
+def height(u: Any, tilt: Any) -> Any:
+    return u**4 / 4 - u**2 / 2 - tilt * u
+
+
+def loss_of(point: Any, angle: Any, tilt: Any) -> Any:
+    s, u = turn(point, angle)
+    return s**2 / 2 + height(u, tilt)
+
+
+def make_runs(problem: Problem, runs: int) -> Run:
+    random = np.random.default_rng(0)
+    low, ridge, high = np.sort(np.roots([1, 0, -1, -problem.tilt]).real)
+    if problem.side == 0:
+        s = random.uniform(0.5, 1, runs) * random.choice([-1, 1], runs)
+        u = problem.distance * random.choice([-1, 1], runs)
+    else:
+        s = random.uniform(-1, 1, runs)
+        u = ridge - problem.side * random.uniform(0, 1.4, runs)
+    target = low if problem.side < 0 else high
+    level = (height(ridge, problem.tilt) + height(target, problem.tilt)) / 2
+    angle = math.radians(problem.degrees)
+    start = np.stack(turn((s, u), -angle), axis=1)
+    of_all = (angle, problem.tilt, problem.side, problem.speed, ridge, level)
+    of_all = (np.full(runs, each, np.float32) for each in of_all)
+    return Run(start.astype(np.float32), np.arange(runs), *of_all)
+
+
+def make_optimizer(name: str, arm: str, run: Run, keep_prob: float):
+    make, rate = OPTIMIZERS[name]
+    base = make(rate * run.speed)
+    if arm == "noise":
+        return optax.chain(optax.add_noise(NOISE**2, 0.0, run.seed), base)
+    if arm == "LRD":
+        dropout = lrd_optax.learning_rate_dropout(keep_prob, key=run.seed)
+        return optax.chain(base, dropout)
+    return base
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5))
+def descend(name: str, arm: str, runs: Run, count: int, steps: int, keep_prob: float):
+    """Returns the steps to escape (inf: none) and the paths of the first `SHOWN`.
+
+    Both are by problem: of every `count` of the runs.
+    """
+
+    def begin(run):
+        state = make_optimizer(name, arm, run, keep_prob).init(run.start)
+        return run.start, state, jnp.inf
+
+    def step(run, carry, number):
+        point, state, escaped = carry
+        loss, grads = jax.value_and_grad(loss_of)(point, run.angle, run.tilt)
+        beyond = run.side * (turn(point, run.angle)[1] - run.ridge) >= 0
+        now = beyond & (loss < run.level)
+        escaped = jnp.minimum(escaped, jnp.where(now, number, jnp.inf))
+        optimizer = make_optimizer(name, arm, run, keep_prob)
+        updates, state = optimizer.update(grads, state, point)
+        return optax.apply_updates(point, updates), state, escaped
+
+    def step_all(carry, number):
+        stepped = jax.vmap(step, in_axes=(0, 0, None))(runs, carry, number)
+        return stepped, carry[0].reshape(-1, count, 2)[:, :SHOWN]
+
+    # One turn more than steps: a turn looks at what the steps before it have reached.
+    numbers = jnp.arange(steps + 1)
+    carry, paths = jax.lax.scan(step_all, jax.vmap(begin)(runs), numbers)
+    return carry[2].reshape(-1, count), paths.transpose(1, 2, 0, 3)
+
+
+def measure(runs: int, steps: int, keep_prob: float) -> tuple[Results, Paths]:
+    problems = list(dict.fromkeys((*PROBLEMS, *SWEEP)))  # TURNED is in both
+    each = [make_runs(problem, runs) for problem in problems]
+    dense = jax.tree.map(lambda *parts: np.concatenate(parts), *each)
+    control = dense._replace(speed=dense.speed * np.float32(keep_prob))
+    results, paths = {}, {}
+    for name in OPTIMIZERS:
+        for arm in ARMS:
+            # The control is the program of the dense arm, with other numbers.
+            given = ("dense", control) if arm == "control" else (arm, dense)
+            found = map(np.asarray, descend(name, *given, runs, steps, keep_prob))
+            for problem, escaped, path in zip(problems, *found, strict=True):
+                results[problem, name, arm] = summarise(escaped)
+                paths[problem, name, arm] = path
+    return results, paths
+
+
+def summarise(escaped: np.ndarray) -> Escapes:
+    runs, ordered = len(escaped), np.sort(escaped)
+    share = stats.binomtest(int(np.isfinite(escaped).sum()), runs)
+    low, high = share.proportion_ci(method="wilson")
+    # Between these two of the sorted runs lies the median, whatever the distribution;
+    # runs that did not escape count as later than all that did.
+    first = int(stats.binom.ppf(0.025, runs, 0.5)) - 1
+    median = ordered[(runs - 1) // 2], ordered[first], ordered[-1 - first]
+    return Escapes(100 * share.statistic, 100 * low, 100 * high, *map(float, median))
+
+
+def compare(ours: Escapes, other: Escapes) -> str:
+    """Returns + if ours escape sooner, or more often, - if later, or less, else =."""
+    if ours.median_high < other.median_low or ours.percent_low > other.percent_high:
+        return "+"
+    if ours.median_low > other.median_high or ours.percent_high < other.percent_low:
+        return "-"
+    return "="
+
+
+def verdict(results: Results) -> list[str]:
+    """Says in words what the intervals show."""
+
+    def ahead(problem, name):
+        ours, others = results[problem, name, "LRD"], ("dense", "control")
+        return all(compare(ours, results[problem, name, arm]) == "+" for arm in others)
+
+    better = "LRD escapes sooner, or more often, than both dense and control:"
+    lines = []
+    for wanted in (True, False):
+        lines.append(better if wanted else "It does not, as far as the intervals tell:")
+        for problem in PROBLEMS:
+            names = [name for name in OPTIMIZERS if ahead(problem, name) == wanted]
+            if names and problem.side >= 0:  # to leave the good minimum is no help
+                lines.append(f"- {problem.name}: {', '.join(names)}")
+    lines.append("LRD leaves the good minimum, too (in brackets, the poor one):")
+    for good, poor in ((GOOD, POOR), (FAST_GOOD, FAST_POOR)):
+        for name in OPTIMIZERS:
+            shares = [results[side, name, "LRD"].percent for side in (good, poor)]
+            text = f"{shares[0]:.1f} % of the runs ({shares[1]:.1f} %)"
+            lines.append(f"- {name}, {good.speed} x the rate: {text}")
+    tried = ", ".join(f"{distance:g}" for distance in DISTANCES)
+    lines.append(
+        f"{TURNED.name.capitalize()}: the largest distance of the start from the line,"
+        f" of {tried}, at which LRD is sooner than both:"
+    )
+    for name in OPTIMIZERS:
+        far = [f"{each.distance:g}" for each in SWEEP if ahead(each, name)]
+        lines.append(f"- {name}: {far[-1] if far else 'none'}")
+    return lines
+
+
+def make_table(problem: Problem, results: Results, steps: int) -> Table:
+    def percent(number):
+        return f"{number:.{0 if 10 <= number < 99 else 1}f}".removesuffix(".0")
+
+    def count(number):
+        return f"{number:g}" if number < math.inf else f"> {steps}"
+
+    def cell(name, arm):
+        found, ours = results[problem, name, arm], results[problem, name, "LRD"]
+        share, low, high = map(percent, found[:3])
+        median, first, last = map(count, found[3:])
+        interval = f" [{first}, {last}]" if first != last else ""
+        sign = "" if arm == "LRD" else f" {compare(ours, found)}"
+        return f"{share}% [{low}, {high}]\n{median}{interval}{sign}"
+
+    table = Table(title=problem.name, title_justify="left", title_style="bold")
+    table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
+    table.add_column(width=8)
+    for arm in ARMS:
+        table.add_column(arm, width=17)
+    for name in OPTIMIZERS:
+        table.add_row(name.replace(" ", "\n"), *(cell(name, arm) for arm in ARMS))
+    return table
+
+
+def draw(results: Results, paths: Paths, steps: int, path: Path) -> None:
+    def outcome(found):
+        if found.median_steps == math.inf:
+            return f"{found.percent:.1f} %"
+        return f"after {found.median_steps:g}"
+
+    figure = Figure(figsize=(9, 13), layout="constrained")
+    rows = figure.subfigures(4, 1)
+    head: dict[str, Any] = {"x": 0.01, "ha": "left", "weight": "bold"}
+    for row, problem in zip(rows, (TURNED, ALONG, POOR), strict=False):
+        text = f"{problem.name}: the first {SHOWN_STEPS} steps of {SHOWN} runs"
+        row.suptitle(text.capitalize(), **head)
+        angle, room = math.radians(problem.degrees), (-1.9, 1.9)
+        loss = partial(loss_of, angle=angle, tilt=problem.tilt)
+        for ax, name in zip(row.subplots(1, 3, sharey=True), OPTIMIZERS, strict=True):
+            found = {arm: paths[problem, name, arm] for arm in ("dense", "LRD")}
+            shown = {arm: each[:, : SHOWN_STEPS + 1] for arm, each in found.items()}
+            plotting.plot_trajectories(loss, shown, xlim=room, ylim=room, ax=ax)
+            words = [f"{arm} {outcome(results[problem, name, arm])}" for arm in shown]
+            ax.set_title(f"{name}\nescape: {', '.join(words)}", fontsize="small")
+            ax.set_aspect("equal")
+            ax.label_outer()
+            if name != "gradient descent":  # one legend a row
+                ax.get_legend().remove()
+            if problem.tilt:
+                for u, word in ((-1.55, "poor"), (1.0, "good")):
+                    x, y = turn((0.0, u), -angle)
+                    ax.text(float(x), float(y), word, ha="center", style="italic")
+    text = "median steps to escape against the distance of the start"
+    rows[3].suptitle(f"{TURNED.name}: {text}".capitalize(), **head)
+    styles = {"dense": "o-", "LRD": "o--", "control": "o-.", "noise": "o:"}
+    for ax, name in zip(rows[3].subplots(1, 3, sharey=True), OPTIMIZERS, strict=True):
+        for (arm, style), color in zip(styles.items(), plotting.COLORS, strict=False):
+            medians = [results[problem, name, arm].median_steps for problem in SWEEP]
+            ax.plot(DISTANCES, medians, style, color=color, ms=3, label=arm)
+        ax.set(xscale="log", yscale="log", ylim=(20, steps))
+        ax.set(xlabel="distance from the line", ylabel="steps")
+        ax.set_title(name, fontsize="small")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.grid(alpha=0.3)
+        ax.label_outer()
+    ax.legend(loc="upper right", ncols=2, framealpha=0.85, edgecolor="none")
+    figure.savefig(path, dpi=110)
+
+
+def write_json(results: Results, config: dict[str, Any], path: Path) -> None:
+    rates = {name: rate for name, (_, rate) in OPTIMIZERS.items()}
+    report = {
+        "config": config | {"rates": rates, "noise": NOISE},
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
+        "device": jax.devices()[0].device_kind,
+        "results": [
+            problem._asdict() | {"optimizer": name, "arm": arm} | found._asdict()
+            for (problem, name, arm), found in results.items()
+        ],
+    }
+    # A median beyond the last step is inf, which JSON does not know.
+    report = json.loads(json.dumps(report), parse_constant=lambda _: None)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add, folder = parser.add_argument, Path("results/saddle")
+    add("--runs", type=int, default=1000, help="of each arm, default: 1000")
+    add("--steps", type=int, default=2000, help="of each run, default: 2000")
+    add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
+    add("--output", type=Path, default=folder, help=f"folder, default: {folder}")
+    options = parser.parse_args()
+    if not 0 < options.keep_prob <= 1:
+        parser.error(f"--keep-prob must be in (0, 1], got {options.keep_prob}")
+    if options.runs < 10 or options.steps < 100:
+        got = f"{options.runs} and {options.steps}"
+        parser.error(f"--runs must be at least 10 and --steps at least 100, got {got}")
+    try:  # now, not after the runs
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output must be a folder, or one that can be made: {error}")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
+    names = ("runs", "steps", "keep_prob")
+    config = {name: getattr(options, name) for name in names}
+    results, paths = measure(**config)
+    write_json(results, config, options.output / "saddle.json")
+    draw(results, paths, options.steps, options.output / "saddle.png")
+    console = Console(highlight=False)
+    for problem in PROBLEMS:
+        console.print(make_table(problem, results, options.steps), "")
+    rates = ", ".join(f"{rate:g} ({name})" for name, (_, rate) in OPTIMIZERS.items())
+    console.print(
+        "First line: the share of the runs that escapes; second: the median steps to"
+        f" escape; in brackets 95 % intervals. {options.runs} runs an arm, of"
+        f" {options.steps} steps, at a saddle {DISTANCES[0]:g} off the line into it."
+        f" Rates: {rates}; control: {options.keep_prob:g} x the rate; noise:"
+        f" {NOISE:g} on the gradient. + LRD is clearly sooner than this, or escapes"
+        " more often; - later, or less often; = the intervals overlap.\n"
+    )
+    console.print("\n".join(verdict(results)))
+    console.print(f"\nWrote {options.output}/saddle.png and .json")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped") from None

@@ -1,0 +1,27 @@
+"""Pictures of schedules, range tests, learning curves, masks and trajectories.
+
+Needs matplotlib, which the extra ``plot`` installs; ``import lrd_optax`` does not load
+it. Each function draws on the Axes it is given, or on those of a new figure, and
+returns them. The colours are those of Okabe and Ito, which colour-blind people can tell
+apart, and lines differ in style too.
+"""
+
+# isort: off
+# First, since it says what to install where matplotlib is missing.
+from lrd_optax.plotting._style import COLORS as COLORS
+
+# isort: on
+from lrd_optax.plotting._curves import plot_learning_curves as plot_learning_curves
+from lrd_optax.plotting._curves import plot_range_test as plot_range_test
+from lrd_optax.plotting._curves import plot_schedules as plot_schedules
+from lrd_optax.plotting._planes import plot_mask as plot_mask
+from lrd_optax.plotting._planes import plot_trajectories as plot_trajectories
+
+__all__ = [
+    "COLORS",
+    "plot_learning_curves",
+    "plot_mask",
+    "plot_range_test",
+    "plot_schedules",
+    "plot_trajectories",
+]

@@ -1,0 +1,142 @@
+"""Pictures in two dimensions: a mask, paths over a loss."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
+
+from lrd_optax.plotting import _style
+
+
+def plot_mask(mask: Any, *, ax: _style.Axes | None = None) -> _style.Axes:
+    """Draws one mask: what is kept is dark, what is dropped is light.
+
+    Args:
+      mask: one boolean array, a leaf of what :func:`lrd_optax.sample_mask` returns. Of
+        more than two dimensions all but the last are the rows.
+      ax: where to draw; None: on a new figure.
+
+    Returns:
+      The Axes, with the kept share as title.
+
+    Raises:
+      ValueError, TypeError: if `mask` is not one boolean array with elements.
+
+    Examples:
+      >>> import jax.numpy as jnp, lrd_optax
+      >>> from lrd_optax import plotting
+      >>> masks = lrd_optax.sample_mask(0, {"w": jnp.ones((16, 32))}, 0.5)
+      >>> plotting.plot_mask(masks["w"]).get_title()
+      'kept: 259 of 512 (50.6 %)'
+    """
+    rule = "mask must be one boolean array with elements"
+    if not hasattr(mask, "dtype"):
+        kind = type(mask).__name__
+        raise TypeError(f"{rule}, got a {kind}: choose a leaf of it")
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.size == 0:
+        raise ValueError(f"{rule}, got {mask.dtype} of shape {mask.shape}")
+    ax = _style.axes(ax)
+    rows = mask.reshape(-1, mask.shape[-1] if mask.ndim else 1)
+    slim = max(rows.shape) > 4 * min(rows.shape)
+    colors = ListedColormap(["#E8EEF2", _style.COLORS[0]])
+    ax.imshow(
+        rows,
+        cmap=colors,
+        vmin=0,
+        vmax=1,
+        aspect="auto" if slim else "equal",
+        interpolation="nearest",
+    )
+    kept = int(mask.sum())
+    ax.set_title(f"kept: {kept:,} of {mask.size:,} ({100 * kept / mask.size:.1f} %)")
+    ax.set(xlabel="column", ylabel="row")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(rows) == 1:
+        ax.set(yticks=[], ylabel="")
+    return ax
+
+
+def plot_trajectories(
+    loss: Callable[[jax.Array], jax.Array],
+    paths: Mapping[str, ArrayLike],
+    *,
+    xlim: tuple[float, float] | None = None,
+    ylim: tuple[float, float] | None = None,
+    ax: _style.Axes | None = None,
+) -> _style.Axes:
+    """Draws paths over the contours of a loss of two parameters.
+
+    Args:
+      loss: a function of a point ``[2]``, a scalar.
+      paths: by the names in the legend: ``[steps, 2]``, or ``[runs, steps, 2]``. A
+        circle is where a path starts, a cross where it ends.
+      xlim, ylim: what to show of the first and of the second parameter; None: the
+        paths and some room around them.
+      ax: where to draw; None: on a new figure.
+
+    Returns:
+      The Axes. The darker, the higher the loss; between two contours lie equal parts
+      of the picture.
+
+    Raises:
+      ValueError: if there is no path, a path has another shape, or is nowhere finite.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from lrd_optax import plotting
+      >>> def loss(point): return point[0] ** 2 + 4 * point[1] ** 2
+      >>> path = jnp.array([[1.0, 0.5], [0.8, 0.1], [0.6, 0.0]])
+      >>> ax = plotting.plot_trajectories(loss, {"descent": path})
+    """
+    runs = {name: np.asarray(path, float) for name, path in paths.items()}
+    for name, run in runs.items():
+        if run.ndim not in (2, 3) or run.shape[-1] != 2 or not np.isfinite(run).any():
+            raise ValueError(
+                f"path {name!r} must be of shape [steps, 2] or [runs, steps, 2] and "
+                f"somewhere finite, got shape {run.shape}"
+            )
+    if not runs:
+        raise ValueError("paths must have at least one path, got none")
+    ax = _style.axes(ax)
+    points = np.concatenate([run.reshape(-1, 2) for run in runs.values()])
+    shown = [
+        _around(points[:, i]) if given is None else given
+        for i, given in enumerate((xlim, ylim))
+    ]
+    x, y = np.meshgrid(*(np.linspace(*each, 200) for each in shown))
+    heights = jax.vmap(loss)(jnp.stack([x.ravel(), y.ravel()], axis=1))
+    height = np.asarray(heights, float).reshape(x.shape)
+    levels = np.unique(np.nanquantile(height, np.linspace(0, 1, 16)))
+    if len(levels) > 1:
+        ax.contourf(x, y, height, levels=levels, cmap="Greys", alpha=0.35)
+        thin: dict[str, Any] = {"linewidths": 0.5, "linestyles": "solid"}
+        ax.contour(x, y, height, levels=levels, colors="0.75", **thin)
+    styles = _style.styles(len(runs))
+    for number, ((name, run), style) in enumerate(
+        zip(runs.items(), styles, strict=True)
+    ):
+        run = run.reshape(-1, *run.shape[-2:])
+        for i, path in enumerate(run):
+            ax.plot(*path.T, label=name if i == 0 else None, **style)
+        ends: dict[str, Any] = {"color": style["color"], "linestyle": "", "zorder": 3}
+        # Open and of growing size: many paths may have one start.
+        ax.plot(*run[:, 0].T, "o", fillstyle="none", markersize=5 + 2 * number, **ends)
+        ax.plot(*run[:, -1].T, "x", markersize=6, markeredgewidth=1.6, **ends)
+    ax.set(xlabel="first parameter", ylabel="second parameter")
+    ax.set(xlim=shown[0], ylim=shown[1])
+    ax.legend(**_style.LEGEND)
+    return ax
+
+
+def _around(values: np.ndarray) -> tuple[float, float]:
+    values = values[np.isfinite(values)]
+    low, high = float(values.min()), float(values.max())
+    room = 0.1 * (high - low) or 1.0
+    return low - room, high + room

@@ -1,0 +1,287 @@
+"""The pictures: what is drawn, not how it looks."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import pytest
+from matplotlib import pyplot
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from scipy import stats
+
+import lrd_optax
+from lrd_optax import plotting, schedules
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+@pytest.fixture
+def ax():
+    return Figure(layout="constrained").subplots()
+
+
+@pytest.fixture
+def backend():
+    matplotlib.use("Agg")
+    yield
+    pyplot.close("all")
+
+
+def lines(ax):
+    return {line.get_label(): line for line in ax.get_lines()}
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_schedules(ax):
+    """Ours, Optax's, a number; those that take no arrays too."""
+    named = {
+        "cosine": schedules.cosine_annealing(0.1, 0.001, 8),
+        "one cycle": optax.linear_onecycle_schedule(10, 1.0),
+        "constant": optax.constant_schedule(0.5),
+        "number": 0.25,
+        "stairs": schedules.step_decay(1.0, 0.5, 3),
+    }
+    assert plotting.plot_schedules(named, 10, ax=ax) is ax
+    drawn = lines(ax)
+    assert list(drawn) == labels(ax) == list(named)
+    for name, schedule in named.items():
+        call = schedule if callable(schedule) else lambda count: 0.25
+        values = [float(call(jnp.int32(t))) for t in range(10)]
+        stairs = name == "stairs"
+        assert drawn[name].get_drawstyle() == ("steps-post" if stairs else "default")
+        # The last stair is drawn to its end.
+        values += values[-1:] * stairs
+        np.testing.assert_allclose(drawn[name].get_ydata(), values)
+        np.testing.assert_array_equal(drawn[name].get_xdata(), np.arange(10 + stairs))
+    assert ax.get_xlim() == (0, 10)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "value")
+
+
+def test_schedules_of_many_steps(ax):
+    plotting.plot_schedules(
+        {"cosine": schedules.cosine_annealing(1, 0, 10**9)}, 10**9, ax=ax
+    )
+    steps = lines(ax)["cosine"].get_xdata()
+    assert (steps[0], steps[-1], len(steps)) == (0, 10**9 - 1, 10_000)
+    assert ax.get_legend() is None
+
+
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_range_test(ax, scale):
+    space = np.geomspace if scale == "log" else np.linspace
+    rates = space(1e-3, 1, 50, dtype="f")
+    smooth = 2 - np.tanh(np.linspace(0, 3, 50, dtype="f"))
+    valid = np.arange(50) < 40
+    raw = np.where(valid, smooth + 0.1, np.nan)
+    result = lrd_optax.RangeTestResult(
+        *map(jnp.asarray, (rates, raw, np.where(valid, smooth, np.nan), valid))
+    )
+    drawn = plotting.plot_range_test(
+        result, marks={"steepest": 0.01}, cycle=(0.005, 0.1), ax=ax
+    )
+    assert drawn is ax
+    assert labels(ax) == ["loss", "smoothed", "steepest 0.01", "cycle 0.005 to 0.1"]
+    np.testing.assert_array_equal(lines(ax)["loss"].get_ydata(), raw)
+    np.testing.assert_array_equal(lines(ax)["smoothed"].get_ydata()[:40], smooth[:40])
+    np.testing.assert_array_equal(lines(ax)["steepest 0.01"].get_xdata(), [0.01, 0.01])
+    assert ax.get_xscale() == scale
+    low, high = ax.get_ylim()
+    assert low < smooth[:40].min() < smooth.max() < high
+
+
+def test_range_test_of_seeds(ax):
+    rates = np.broadcast_to(np.geomspace(1e-3, 1, 20, dtype="f"), (3, 20))
+    losses = np.linspace(2, 1, 20, dtype="f") + np.arange(3, dtype="f")[:, None]
+    result = lrd_optax.RangeTestResult(
+        *map(jnp.asarray, (rates, losses, losses, np.ones((3, 20), bool)))
+    )
+    plotting.plot_range_test(result, ax=ax)
+    assert labels(ax) == ["90 % of 3 seeds", "mean, smoothed"]
+    mean = lines(ax)["mean, smoothed"].get_ydata()
+    np.testing.assert_allclose(mean, losses.mean(0), rtol=1e-6)
+    (band,) = ax.collections
+    low, high = np.quantile(losses[:, 0], [0.05, 0.95])
+    ys = band.get_paths()[0].vertices[:, 1]
+    assert ys.max() == pytest.approx(high)
+    assert np.isclose(ys, low).any()
+
+
+def test_range_tests_on_one_axes(ax):
+    """Each has its colour, and both are to be seen."""
+    rates = np.geomspace(1e-3, 1, 20, dtype="f")
+    for number, name in enumerate(["a", "b"]):
+        losses = np.linspace(2, 1, 20, dtype="f") + 5 * number
+        curves = (rates, losses, losses, np.ones(20, bool))
+        result = lrd_optax.RangeTestResult(*map(jnp.asarray, curves))
+        plotting.plot_range_test(result, label=name, ax=ax)
+    assert labels(ax) == ["a, loss", "a, smoothed", "b, loss", "b, smoothed"]
+    colors = [lines(ax)[f"{name}, smoothed"].get_color() for name in "ab"]
+    assert colors == list(plotting.COLORS[:2])
+    assert ax.get_ylim()[0] < 1
+    assert ax.get_ylim()[1] > 7
+
+
+def test_learning_curves(ax):
+    rng = np.random.default_rng(0)
+    one, many = rng.uniform(size=30), rng.uniform(size=(5, 30))
+    steps = 10 * np.arange(30)
+    plotting.plot_learning_curves(
+        {"one": one, "many": jnp.asarray(many)}, steps=steps, ax=ax
+    )
+    assert labels(ax) == ["one", "many"]
+    title = ax.get_legend().get_title().get_text()
+    assert title == "mean and 95 % interval of 5 seeds"
+    np.testing.assert_array_equal(lines(ax)["one"].get_ydata(), one)
+    mean = lines(ax)["many"]
+    np.testing.assert_allclose(mean.get_ydata(), many.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(mean.get_xdata(), steps)
+    (band,) = ax.collections
+    low, high = stats.t.interval(
+        0.95, 4, loc=many.mean(0), scale=stats.sem(many, axis=0)
+    )
+    vertices = band.get_paths()[0].vertices[:, 1]
+    assert vertices.min() == pytest.approx(low.min(), rel=1e-5)
+    assert vertices.max() == pytest.approx(high.max(), rel=1e-5)
+    # More curves on the same Axes look otherwise.
+    plotting.plot_learning_curves({"third": one}, ax=ax)
+    styles = [(to_hex(x.get_color()), x.get_linestyle()) for x in ax.get_lines()]
+    assert len(set(styles)) == 3
+
+
+def test_mask(ax):
+    mask = lrd_optax.sample_mask(0, {"w": jnp.ones((3, 4, 10))}, 0.5)["w"]
+    assert plotting.plot_mask(mask, ax=ax) is ax
+    (image,) = ax.get_images()
+    np.testing.assert_array_equal(image.get_array(), np.reshape(mask, (12, 10)))
+    kept = int(mask.sum())
+    assert ax.get_title() == f"kept: {kept} of 120 ({100 * kept / 120:.1f} %)"
+    light, dark = image.get_cmap().colors
+    assert (light, dark) == ("#E8EEF2", plotting.COLORS[0])
+    for shape in [(), (7,), (1, 5), (5, 1), (2, 3, 4, 5)]:
+        plotting.plot_mask(np.ones(shape, bool), ax=ax)
+
+
+def test_trajectories(ax):
+    def loss(point):
+        return point[0] ** 2 + 4 * point[1] ** 2
+
+    path = np.array([[1.0, 0.5], [0.5, 0.1], [0.0, 0.0]])
+    paths = {"one": path, "three": np.stack([path, -path, 2 * path])}
+    assert plotting.plot_trajectories(loss, paths, ax=ax) is ax
+    assert labels(ax) == ["one", "three"]
+    drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
+    np.testing.assert_array_equal(np.transpose(drawn[0].get_data()), path)
+    assert ax.get_xlim() == (pytest.approx(-1.3), pytest.approx(2.3))
+    fixed = Figure().subplots()
+    plotting.plot_trajectories(loss, {"one": path}, xlim=(-1, 1), ylim=(0, 3), ax=fixed)
+    assert fixed.get_xlim() == (-1, 1)
+    assert fixed.get_ylim() == (0, 3)
+    # A path that left for infinity, a loss that is flat.
+    away = np.array([[1.0, 1.0], [1e3, 10.0], [np.inf, np.nan]])
+    plotting.plot_trajectories(
+        lambda point: 0 * point[0], {"away": away}, ax=Figure().subplots()
+    )
+
+
+def test_new_figure(backend):
+    """Without an Axes each call makes a figure of its own."""
+    first = plotting.plot_schedules({"a": 0.1}, 3)
+    second = plotting.plot_mask(np.ones((2, 2), bool))
+    assert first.figure is not second.figure
+
+
+def test_styles_differ(ax):
+    """Where the colours come again the lines are others."""
+    plotting.plot_schedules({str(i): float(i) for i in range(14)}, 3, ax=ax)
+    styles = {(to_hex(x.get_color()), str(x._dash_pattern)) for x in ax.get_lines()}
+    assert len(styles) == 14
+
+
+BAD = {
+    "steps": (
+        lambda: plotting.plot_schedules({"a": 0.1}, 0),
+        "num_steps must be at least 1, got 0",
+    ),
+    "nothing valid": (
+        lambda: plotting.plot_range_test(
+            lrd_optax.RangeTestResult(*(jnp.full(3, jnp.nan),) * 3, jnp.zeros(3, bool))
+        ),
+        "result has no point that is valid (in all seeds) to draw",
+    ),
+    "curve": (
+        lambda: plotting.plot_learning_curves({"a": np.zeros((2, 2, 2))}),
+        "curve 'a' must be of shape [steps] or [seeds, steps], got (2, 2, 2)",
+    ),
+    "steps of curve": (
+        lambda: plotting.plot_learning_curves({"a": np.zeros(3)}, steps=[1, 2]),
+        "steps must have the shape (3,) of curve 'a', got (2,)",
+    ),
+    "confidence": (
+        lambda: plotting.plot_learning_curves({"a": np.zeros(3)}, confidence=95),
+        "confidence must be in (0, 1), got 95",
+    ),
+    "tree": (
+        lambda: plotting.plot_mask({"w": np.ones(3, bool)}),
+        "mask must be one boolean array with elements, got a dict: choose a leaf of it",
+    ),
+    "floats": (
+        lambda: plotting.plot_mask(np.ones(3, "f")),
+        "mask must be one boolean array with elements, got float32 of shape (3,)",
+    ),
+    "no element": (
+        lambda: plotting.plot_mask(np.ones((0, 2), bool)),
+        "mask must be one boolean array with elements, got bool of shape (0, 2)",
+    ),
+    "no path": (
+        lambda: plotting.plot_trajectories(jnp.sum, {}),
+        "paths must have at least one path, got none",
+    ),
+    "path": (
+        lambda: plotting.plot_trajectories(jnp.sum, {"a": np.zeros((4, 3))}),
+        "path 'a' must be of shape [steps, 2] or [runs, steps, 2] and somewhere "
+        "finite, got shape (4, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, sentence = BAD[name]
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call()
+    assert str(caught.value) == sentence
+    assert not pyplot.get_fignums()
+
+
+def test_lrd_optax_does_not_import_matplotlib():
+    code = (
+        "import sys, lrd_optax; assert 'matplotlib' not in sys.modules;"
+        "sys.modules['matplotlib'] = None\n"
+        "try: import lrd_optax.plotting\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (
+        "lrd_optax.plotting needs matplotlib and scipy, which the extra plot installs: "
+        "pip install '.[plot]' in a clone of lrd_optax\n"
+    )
+
+
+def test_drawing_on_an_axes_needs_no_backend():
+    """pyplot, which chooses one, is imported only to make a figure."""
+    code = (
+        "import sys; from lrd_optax import plotting;"
+        "from matplotlib.figure import Figure;"
+        "plotting.plot_schedules({'a': 0.1}, 3, ax=Figure().subplots());"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
