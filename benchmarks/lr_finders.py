@@ -175,13 +175,14 @@ def suggestions(name: str, params: Any, orders: Any, x: Any, y: Any) -> dict[str
     rates = np.asarray(result.learning_rates[0], float)
     # The others give a rate the loss that was measured just before its update.
     before = np.concatenate([np.asarray(first)[:, None], free[:, :-1]], axis=1)
-    found: dict[str, list[float]] = {f"ours, {method}": [] for method in METHODS}
-    found |= {other: [] for other in OTHERS}
+    names = [*(f"ours, {method}" for method in METHODS), "ours, peak of cycle", *OTHERS]
+    found: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(SEEDS):
         one = jax.tree.map(lambda each, seed=seed: each[seed], result)
         for method in METHODS:
             rate = lrd_optax.suggest_learning_rate(one, method)
             found[f"ours, {method}"].append(rate)
+        found["ours, peak of cycle"].append(lrd_optax.suggest_cycle(one)[1])
         for other, rule in OTHERS.items():
             with np.errstate(over="ignore"):
                 found[other].append(float(rule(rates, before[seed].astype(float))))

@@ -1,4 +1,5 @@
-"""Draws the pictures of docs/schedules.md: one for each row of its table, and two more.
+"""Draws the pictures of docs/schedules.md, one for each row of its table, and of
+docs/plotting.md.
 
     python examples/schedule_gallery.py                    # into results/schedules
     python examples/schedule_gallery.py --output docs/images/schedules
@@ -140,6 +141,13 @@ def draw_together(path: Path) -> None:
     figure.savefig(path)
 
 
+def draw_mask(path: Path) -> None:
+    figure = Figure(figsize=(5, 2.6), dpi=100, layout="constrained")
+    mask = lrd_optax.sample_mask(0, jnp.ones((24, 64)), 0.5)
+    plotting.plot_mask(mask, ax=figure.subplots())
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,6 +159,8 @@ def main() -> None:
     print(f"Descent with three learning rates: {output / 'descent.png'}")
     draw_together(output / "together.png")
     print(f"Schedules in one plot: {output / 'together.png'}")
+    draw_mask(output / "mask.png")
+    print(f"A mask: {output / 'mask.png'}")
     for row in rows():
         draw(row, output / row.picture)
         print(f"{row.system}: {output / row.picture}")
