@@ -10,6 +10,7 @@ benchmarks/record_lr_finders.py). Each seed is then trained for 10 epochs at the
 that its own curve suggested.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,8 @@ def range_tests(name: str, params: Any, orders: Any, x: Any, y: Any) -> Any:
         return mean_loss(params, x[batch], y[batch])
 
     def one(params, order):
-        result = lrd_optax.lr_range_test(
+        test = functools.partial(
+            lrd_optax.lr_range_test,
             loss_fn,
             params,
             order,
@@ -72,17 +74,7 @@ def range_tests(name: str, params: Any, orders: Any, x: Any, y: Any) -> Any:
             max_value=high,
             num_steps=STEPS,
         )
-        free = lrd_optax.lr_range_test(
-            loss_fn,
-            params,
-            order,
-            make_optimizer,
-            min_value=low,
-            max_value=high,
-            num_steps=STEPS,
-            divergence=None,
-        )
-        return result, free.losses, loss_fn(params, order[0])
+        return test(), test(divergence=None).losses, loss_fn(params, order[0])
 
     return jax.vmap(one)(params, orders)
 

@@ -1,5 +1,7 @@
 """The learning-rate range test: train while the learning rate rises, watch the loss."""
 
+import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -8,44 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lrd_optax._range_result import RangeTestResult, smooth
 from lrd_optax.schedules import _arguments
-
-
-class RangeTestResult(NamedTuple):
-    """What `lr_range_test` returns. Point i is one update and the loss after it.
-
-    Attributes:
-      learning_rates: the rate of update i, ``float[num_steps]``, rising.
-      losses: the loss of the parameters that update i made, on the next batch,
-        ``float[num_steps]``; NaN where the test had stopped.
-      smoothed_losses: a moving average of the losses without a lag,
-        ``float[num_steps]``; NaN where not valid.
-      valid: True where the test had not stopped and the loss is finite,
-        ``bool[num_steps]``.
-    """
-
-    learning_rates: jax.Array
-    losses: jax.Array
-    smoothed_losses: jax.Array
-    valid: jax.Array
-
-
-class RangeTestBand(NamedTuple):
-    """What `range_test_band` returns: the smoothed losses of many seeds in one curve.
-
-    Attributes:
-      learning_rates: ``float[num_steps]``.
-      mean: the mean of the seeds, ``float[num_steps]``, NaN where not valid.
-      low: the lower end of the band, ``float[num_steps]``, NaN where not valid.
-      high: the upper end of the band, ``float[num_steps]``, NaN where not valid.
-      valid: True where the point is valid in all seeds, ``bool[num_steps]``.
-    """
-
-    learning_rates: jax.Array
-    mean: jax.Array
-    low: jax.Array
-    high: jax.Array
-    valid: jax.Array
 
 
 class _Run(NamedTuple):
@@ -83,9 +49,10 @@ def lr_range_test(
     before. Everything is one compiled :func:`jax.lax.scan`. Nothing of the caller's
     is changed, donated or kept.
 
-    The smoothed losses weight point j by :math:`\exp(-(i-j)^2 / 2 h^2)` with
-    :math:`h` = `smoothing` * N. Being symmetric, they have no lag, as an exponential
-    average has. A loss above the limit of `divergence` counts as that limit in them.
+    The smoothed losses are means of running medians of five, which no single batch
+    moves, weighted by :math:`\exp(-(i-j)^2 / 2 h^2)` with :math:`h` = `smoothing` * N.
+    Being symmetric, they have no lag, as an exponential average has. Blow-ups
+    count as a quarter of the fall above the first median.
 
     Args:
       loss_fn: ``loss_fn(params, batch)``, a real scalar. With what does not train
@@ -93,17 +60,18 @@ def lr_range_test(
         part of the batch.
       params: where every run starts, as the optimizer takes them.
       batches: a tree of arrays, stacked along a leading axis: update i trains on
-        ``batches[i % n]``. Give `num_steps` + 1 batches so that none comes twice.
+        ``batches[i % n]``. Give `num_steps` + 1 batches so that none comes twice. A
+        list of batches is stacked, and so are the first of an iterator or a loader.
       make_optimizer: called with a schedule, returns the optimizer: ``optax.adam``,
         or ``lambda rate: optax.chain(optax.sgd(rate), learning_rate_dropout(...))``.
         The schedule is the rate of the present update, whatever it is called with.
-        The `update` also gets `value`, `grad` and `value_fn`, if it takes them.
+        The `update` also gets `value`, `grad` and `value_fn`, those that it takes.
       min_value: the first learning rate, above 0.
       max_value: the last learning rate, above `min_value`.
       num_steps: how many updates and learning rates, at least 2.
       scale: how the rates are spaced, ``"log"`` or ``"linear"``.
-      smoothing: standard deviation of the window as a part of `num_steps`, from 0
-        (none) to 0.5.
+      smoothing: standard deviation of the window as a part of `num_steps`, from 0 (the
+        losses as they are) to 0.2, which blurs the fall itself.
       divergence: the test stops once a causal average of the losses is above
         :math:`best + (divergence - 1) |best|`, which is `divergence` times its lowest
         value so far for a positive loss; above 1. None: only a loss that is not
@@ -116,8 +84,8 @@ def lr_range_test(
       ``plotting.plot_range_test`` take.
 
     Raises:
-      ValueError: if a number is out of its range, the arrays in `batches` are not
-        stacked to one length, or the loss is no scalar.
+      ValueError: if a number is out of its range, the rates do not rise in float32,
+        `batches` are not stacked to one length, or the loss is no scalar.
       TypeError: if an argument is of a wrong type.
 
     Examples:
@@ -137,14 +105,14 @@ def lr_range_test(
         if not callable(function):
             kind = type(function).__name__
             raise TypeError(f"{name} must be a function, got a {kind}")
-    length = _length(batches)
     rates = _rates(min_value, max_value, num_steps, scale)
-    window = _static_number("smoothing", smoothing, least=0, most=0.5) * len(rates)
+    batches, length = _stacked(batches, len(rates) + 1)
+    window = _static_number("smoothing", smoothing, least=0, most=0.2) * len(rates)
     if divergence is not None:
         divergence = _static_number("divergence", divergence, above=1)
     memory = 1 - 1 / max(1, 2 * window)  # of the causal average; as wide as the window
 
-    def optimizer(rate: jax.Array) -> optax.GradientTransformationExtraArgs:
+    def optimizer(rate: jax.Array) -> optax.GradientTransformation:
         # Not of the count: an optimizer may count otherwise, as optax.MultiSteps does.
         # full_like keeps it weak, so that it does not widen bfloat16.
         made = make_optimizer(lambda count: jax.lax.full_like(0.0, rate))
@@ -155,7 +123,7 @@ def lr_range_test(
                 "make_optimizer must return an optax.GradientTransformation, "
                 f"got a {kind}"
             )
-        return optax.with_extra_args_support(made)
+        return made
 
     def run(params: Any, batches: Any, rates: jax.Array) -> RangeTestResult:
         def train(
@@ -173,24 +141,26 @@ def lr_range_test(
             average = memory * run.average + (1 - memory) * loss
             corrected = average / weight
             best = jnp.minimum(run.best, corrected)
-            limit = _limit(best, divergence)
+            limit = jnp.full_like(best, jnp.inf)
+            if divergence is not None:
+                limit = best + (divergence - 1) * jnp.abs(best)
             stopped = ~(jnp.isfinite(loss) & (corrected <= limit))
+            extra = {"value": value, "grad": grads, "value_fn": value_fn}
 
             def update(params: Any, state: Any) -> tuple[Any, Any]:
-                updates, state = optimizer(rate).update(
-                    grads, state, params, value=value, grad=grads, value_fn=value_fn
-                )
+                made = optimizer(rate)
+                taken = _taken(made.update, extra)
+                updates, state = made.update(grads, state, params, **taken)
                 return optax.apply_updates(params, updates), state
 
             params, state = jax.lax.cond(
                 stopped, lambda *same: same, update, run.params, run.state
             )
             run = _Run(params, state, average, best, stopped)
-            return run, (loss, jnp.minimum(loss, limit))
+            return run, loss
 
         def stay(run: _Run, *inputs: jax.Array) -> Any:
-            nothing = jnp.full([], jnp.nan, rates.dtype)
-            return run, (nothing, nothing)
+            return run, jnp.full([], jnp.nan, rates.dtype)
 
         def body(run: _Run, inputs: Any) -> Any:
             return jax.lax.cond(run.stopped, stay, train, run, *inputs)
@@ -203,44 +173,13 @@ def lr_range_test(
         steps = np.arange(len(rates) + 1)
         weights = jnp.asarray(1 - memory ** (steps + 1), rates.dtype)
         inputs = jnp.asarray(steps), jnp.append(rates, rates[-1]), weights
-        _, (losses, limited) = jax.lax.scan(body, start, inputs)
-        losses, limited = losses[1:], limited[1:]
+        losses = jax.lax.scan(body, start, inputs)[1][1:]
         valid = jnp.isfinite(losses)
-        smoothed = _smooth(limited, valid, window)
+        smoothed = smooth(jnp.where(valid, losses, jnp.nan), window)
         return RangeTestResult(rates, losses, smoothed, valid)
 
-    rates_array = jnp.asarray(rates, jnp.result_type(float))
-    result: RangeTestResult = jax.jit(run)(params, batches, rates_array)
+    result: RangeTestResult = jax.jit(run)(params, batches, jnp.asarray(rates))
     return result
-
-
-def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTestBand:
-    """Returns the mean of the smoothed losses over the seeds, and a band around it.
-
-    Args:
-      result: of `lr_range_test` under ``vmap``: arrays with leading axes for the
-        seeds. Without such axes, mean and band are the curve itself.
-      coverage: which part of the seeds the band holds at each rate, in the middle: from
-        the (1 - coverage) / 2 quantile to the (1 + coverage) / 2 quantile. 1 is all.
-
-    Returns:
-      A :class:`RangeTestBand`. A point counts only where it is valid in all seeds: a
-      mean over those that happen to be left would jump.
-
-    Raises:
-      ValueError: if `coverage` is not in [0, 1].
-    """
-    coverage = _static_number("coverage", coverage, least=0, most=1)
-    size = result.losses.shape[-1]
-    smoothed = result.smoothed_losses.reshape(-1, size)
-    valid = result.valid.reshape(-1, size).all(0)
-    ends = jnp.array([(1 - coverage) / 2, (1 + coverage) / 2], smoothed.dtype)
-    low, high = jnp.quantile(smoothed, ends, axis=0)
-    mean, low, high = (
-        jnp.where(valid, each, jnp.nan) for each in (smoothed.mean(0), low, high)
-    )
-    rates = result.learning_rates.reshape(-1, size)[0]
-    return RangeTestBand(rates, mean, low, high, valid)
 
 
 def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.ndarray:
@@ -250,52 +189,58 @@ def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.nda
         raise ValueError(f"min_value must be below max_value, got {low} and {high}")
     steps = _arguments.static("num_steps", num_steps)
     steps = _arguments.whole_number("num_steps", steps, least=2)
-    if scale not in ("log", "linear"):
+    if not isinstance(scale, str) or scale not in ("log", "linear"):
         raise ValueError(f"scale must be 'log' or 'linear', got {scale!r}")
-    return (np.geomspace if scale == "log" else np.linspace)(low, high, steps)
+    dtype = jnp.result_type(float)
+    space: Any = np.geomspace if scale == "log" else np.linspace
+    rates: np.ndarray = space(low, high, steps).astype(dtype)
+    if rates[0] < jnp.finfo(dtype).tiny or not (np.diff(rates) > 0).all():
+        raise ValueError(
+            "the learning rates must be normal numbers and rise at each step in "
+            f"{dtype}, got {steps} from {low} to {high}"
+        )
+    return rates
 
 
 def _static_number(name: str, value: Any, **limits: float) -> float:
     return float(_arguments.number(name, _arguments.static(name, value), **limits))
 
 
-def _length(batches: Any) -> int:
-    leaves = jax.tree.leaves(batches)
-    shapes = [np.shape(leaf) for leaf in leaves]
-    rule = "batches must be a tree of arrays, stacked along a leading axis"
-    if not leaves or not all(shapes):
-        raise ValueError(f"{rule}, got leaves of shapes {shapes}")
-    lengths = sorted({shape[0] for shape in shapes})
-    if len(lengths) > 1 or lengths[0] == 0:
-        raise ValueError(f"{rule} of one length above 0, got lengths {lengths}")
-    return int(lengths[0])
+def _stacked(batches: Any, most: int) -> tuple[Any, int]:
+    """Returns the batches as a tree of arrays, and how many there are."""
+    several = isinstance(batches, list) or hasattr(batches, "__next__")
+    if not several and not hasattr(batches, "shape") and hasattr(batches, "__iter__"):
+        several = any(leaf is batches for leaf in jax.tree.leaves(batches))  # a loader
+    if several:
+        some = list(itertools.islice(batches, most))
+        kinds = sorted({str(jax.tree.map(np.shape, batch)) for batch in some})
+        if len(kinds) > 1:
+            raise ValueError(
+                "batches in a list must be of one shape, got "
+                f"{len(some)} batches of shapes {' and '.join(kinds[:2])}"
+            )
+        batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *some) if some else ()
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
+    lengths = sorted({shape[0] if shape else 0 for shape in shapes})
+    if len(lengths) != 1 or lengths[0] == 0:
+        raise ValueError(
+            "batches must be arrays, stacked along a leading axis of one length above "
+            f"0, or a list of batches, got shapes {shapes[:9]}"
+        )
+    return batches, int(lengths[0])
+
+
+def _taken(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of `extra` a function takes."""
+    parameters = inspect.signature(update).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return extra
+    return {name: value for name, value in extra.items() if name in parameters}
 
 
 def _scalar(loss: Any) -> Any:
     shape = getattr(loss, "shape", None)
     if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         got = type(loss).__name__ if shape is None else f"{loss.dtype}{list(shape)}"
-        raise ValueError(f"loss_fn must return a real scalar, got {got}")
+        raise ValueError(f"loss_fn must return a real scalar array, got {got}")
     return loss
-
-
-def _limit(best: jax.Array, divergence: float | None) -> jax.Array:
-    if divergence is None:
-        return jnp.full_like(best, jnp.inf)
-    return best + (divergence - 1) * jnp.abs(best)
-
-
-def _smooth(losses: jax.Array, valid: jax.Array, window: float) -> jax.Array:
-    """Returns the mean of the valid losses around each, with Gaussian weights."""
-    reach = min(int(9 * window) + 1, len(losses) - 1)  # the rest is below 1e-17
-    distance = np.arange(-reach, reach + 1)
-    gaussian = np.exp(-0.5 * (distance / max(window, 1e-3)) ** 2)
-    weights = jnp.asarray(gaussian, losses.dtype)
-
-    def around(values: jax.Array) -> jax.Array:
-        # Not mode="same", which is as long as the longer of the two.
-        total = jnp.convolve(values, weights, precision=jax.lax.Precision.HIGHEST)
-        return total[reach : reach + len(losses)]
-
-    mean = around(jnp.where(valid, losses, 0)) / around(valid.astype(losses.dtype))
-    return jnp.where(valid, mean, jnp.nan)

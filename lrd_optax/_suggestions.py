@@ -5,10 +5,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lrd_optax._range_test import RangeTestResult, range_test_band
+from lrd_optax._range_result import RangeTestResult
 
-# A moving average flattens a straight fall to about this part of its slope at its ends.
-_STILL = 0.4
+# At its ends smoothing flattens a straight fall to 0.33 to 0.38 of its slope.
+_STILL = 0.32
 
 
 class _Curve(NamedTuple):
@@ -117,23 +117,30 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
 
 def _curve(result: RangeTestResult) -> _Curve:
     size = np.shape(result.losses)[-1]
-    band = range_test_band(result)
-    valid = np.asarray(band.valid)
-    number = int(valid.sum())
+    # In NumPy: the seeds may be sharded.
+    rates, raw, smoothed, valids = (
+        np.asarray(each).reshape(-1, size) for each in result
+    )
+    valid, number = valids.all(0), int(valids.all(0).sum())
+    if empty := int((~valids.any(1)).sum()):
+        raise ValueError(
+            f"the loss was not finite, or diverged, at once in {empty} of "
+            f"{len(valids)} runs: look at the parameters, or lower min_value"
+        )
     if number < 5:
         raise ValueError(
             f"at least 5 points must be valid (in all seeds), got {number} of {size}: "
             "lower min_value, or raise num_steps"
         )
-    logs = np.log(np.asarray(band.learning_rates, float)[valid])
-    losses = np.asarray(band.mean, float)[valid]
-    raw = np.asarray(result.losses, float).reshape(-1, size).mean(0)[valid]
+    logs = np.log(rates[0, valid].astype(float))
+    losses = smoothed[:, valid].mean(0, dtype=float)
+    noise = _noise(raw[:, valid].mean(0, dtype=float)) + 2 * _noise(losses)
     even = np.linspace(logs[0], logs[-1], number)
     losses = np.interp(even, logs, losses)
     bottom = int(losses.argmin())
     curve = _Curve(even, losses, bottom, not valid.all() or bottom < number - 1)
-    # The range of smoothed noise is no more than this, that of any other is larger.
-    fall, noise = losses[0] - losses[bottom], _noise(raw) + 2 * _noise(losses)
+    fall = losses[0] - losses[bottom]
+    # The range of smoothed noise is below this, and so is that of any other.
     if not fall > 2 * noise:
         raise ValueError(
             f"the loss never falls clearly, by {fall:.3g} at most where its noise is "
@@ -144,17 +151,25 @@ def _curve(result: RangeTestResult) -> _Curve:
 
 
 def _fallen(curve: _Curve) -> tuple[int, int]:
-    """Returns the last point with a tenth of the fall, the first with nine tenths."""
-    fallen = (curve.lowest[0] - curve.lowest) / (curve.lowest[0] - curve.lowest[-1])
-    base = int(np.flatnonzero(fallen <= 0.1)[-1])
-    return base, max(int(np.flatnonzero(fallen >= 0.9)[0]), base + 1)
+    """Returns where a tenth of the fall is done, and the first point with nine tenths.
+
+    The tenth by the last such point before the peak: the lowest loss so far may be the
+    noise of a single point.
+    """
+    start, end = curve.losses[0], curve.losses[curve.bottom]
+    fallen = (start - curve.losses) / (start - end)
+    peak = int(np.flatnonzero(fallen >= 0.9)[0])
+    return int(np.flatnonzero(fallen[:peak] <= 0.1)[-1]), peak
 
 
 def _noise(losses: np.ndarray) -> float:
     """Returns the standard deviation of what is not smooth.
 
-    From the median of second differences, which neither a trend nor a blow-up moves.
+    From the median of second differences, which neither a trend nor a blow-up moves. Of
+    few points it would take the curve itself for noise.
     """
+    if len(losses) < 20:
+        return 0.0
     return float(np.median(np.abs(np.diff(losses, 2)))) / 0.6745 / 6**0.5
 
 

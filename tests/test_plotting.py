@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
@@ -126,6 +127,38 @@ def test_range_tests_on_one_axes(ax):
     assert colors == list(plotting.COLORS[:2])
     assert ax.get_ylim()[0] < 1
     assert ax.get_ylim()[1] > 7
+    assert ax.get_xlim() == pytest.approx((1e-3, 1))
+    lower = jax.tree.map(lambda x: x, result)._replace(learning_rates=1e-3 * rates)
+    plotting.plot_range_test(lower, label="c", marks={"mark": 1e-4}, ax=ax)
+    assert ax.get_xlim() == pytest.approx((1e-6, 1))
+    curves = {to_hex(line.get_color()) for line in ax.get_lines()[:-1]}
+    assert to_hex(lines(ax)["c, mark 0.0001"].get_color()) not in curves
+
+
+@pytest.mark.parametrize("number", [2, 50, 1000])
+@pytest.mark.parametrize("ends", [(1e-7, 10), (1e-3, 0.1)])
+def test_scale_of_the_rates(number, ends):
+    for scale, space in (("log", np.geomspace), ("linear", np.linspace)):
+        rates = space(*ends, number, dtype="f")
+        curves = (rates, rates, rates, np.ones(number, bool))
+        result = lrd_optax.RangeTestResult(*map(jnp.asarray, curves))
+        drawn = plotting.plot_range_test(result, ax=Figure().subplots())
+        assert drawn.get_xscale() == (scale if number > 2 else "log")
+
+
+def test_blow_up_leaves_the_picture(ax):
+    """The fall is to be seen, and there is room for the legend."""
+    rates = np.geomspace(1e-3, 1, 50, dtype="f")
+    losses = np.linspace(2, 1, 50, dtype="f")
+    losses[45:] = 1e6
+    curves = (rates, losses, losses, np.ones(50, bool))
+    result = lrd_optax.RangeTestResult(*map(jnp.asarray, curves))
+    plotting.plot_range_test(result, cycle=(0.01, 0.1), ax=ax)
+    low, high = ax.get_ylim()
+    assert low < 1
+    assert 2.3 < high < 4
+    span = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert (span.x0, span.x1) == (pytest.approx(0.01), pytest.approx(0.1))
 
 
 def test_learning_curves(ax):
@@ -135,11 +168,11 @@ def test_learning_curves(ax):
     plotting.plot_learning_curves(
         {"one": one, "many": jnp.asarray(many)}, steps=steps, ax=ax
     )
-    assert labels(ax) == ["one", "many"]
+    assert labels(ax) == ["one", "many, 5 seeds"]
     title = ax.get_legend().get_title().get_text()
-    assert title == "mean and 95 % interval of 5 seeds"
+    assert title == "mean and 95 % interval"
     np.testing.assert_array_equal(lines(ax)["one"].get_ydata(), one)
-    mean = lines(ax)["many"]
+    mean = lines(ax)["many, 5 seeds"]
     np.testing.assert_allclose(mean.get_ydata(), many.mean(0), rtol=1e-5)
     np.testing.assert_array_equal(mean.get_xdata(), steps)
     (band,) = ax.collections
@@ -153,6 +186,12 @@ def test_learning_curves(ax):
     plotting.plot_learning_curves({"third": one}, ax=ax)
     styles = [(to_hex(x.get_color()), x.get_linestyle()) for x in ax.get_lines()]
     assert len(set(styles)) == 3
+    # The legend still says what the band is.
+    assert ax.get_legend().get_title().get_text() == title
+    plotting.plot_learning_curves({"two": many[:2]}, ax=ax)
+    plotting.plot_learning_curves({"lone": many[:1]}, ax=ax)
+    assert labels(ax)[3:] == ["two, 2 seeds", "lone"]
+    assert len(ax.collections) == 2
 
 
 def test_mask(ax):
@@ -179,6 +218,12 @@ def test_trajectories(ax):
     drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
     np.testing.assert_array_equal(np.transpose(drawn[0].get_data()), path)
     assert ax.get_xlim() == (pytest.approx(-1.3), pytest.approx(2.3))
+    starts, ends = (
+        np.concatenate([x.get_xydata() for x in ax.get_lines() if x.get_marker() == m])
+        for m in "ox"
+    )
+    np.testing.assert_array_equal(starts, [path[0], path[0], -path[0], 2 * path[0]])
+    np.testing.assert_array_equal(ends, np.zeros((4, 2)))
     fixed = Figure().subplots()
     plotting.plot_trajectories(loss, {"one": path}, xlim=(-1, 1), ylim=(0, 3), ax=fixed)
     assert fixed.get_xlim() == (-1, 1)
@@ -188,6 +233,26 @@ def test_trajectories(ax):
     plotting.plot_trajectories(
         lambda point: 0 * point[0], {"away": away}, ax=Figure().subplots()
     )
+
+
+def test_contours():
+    """Of the loss at (x, y), not at (y, x); between two of them lie equal parts."""
+    seen = []
+    ax = Figure().subplots()
+    ax.contourf = lambda *args, levels, **kwargs: seen.append((*args, levels))
+
+    def loss(point):  # infinite in a corner
+        return jnp.where(point.sum() > 1.5, jnp.inf, point[0] + 10 * point[1] ** 2)
+
+    plotting.plot_trajectories(
+        loss, {"a": np.zeros((2, 2))}, xlim=(0, 1), ylim=(-1, 1), ax=ax
+    )
+    ((x, y, height, levels),) = seen
+    expected = np.where(x + y > 1.5, np.nan, x + 10 * y**2)
+    np.testing.assert_allclose(height, expected, rtol=1e-4, atol=1e-4)
+    finite = height[np.isfinite(height)]
+    counts, _ = np.histogram(finite, levels)
+    assert np.ptp(counts) < 0.02 * finite.size
 
 
 def test_new_figure(backend):
@@ -207,7 +272,7 @@ def test_styles_differ(ax):
 BAD = {
     "steps": (
         lambda: plotting.plot_schedules({"a": 0.1}, 0),
-        "num_steps must be at least 1, got 0",
+        "num_steps must be from 1 to 2**31, got 0",
     ),
     "nothing valid": (
         lambda: plotting.plot_range_test(
@@ -242,6 +307,11 @@ BAD = {
     "no path": (
         lambda: plotting.plot_trajectories(jnp.sum, {}),
         "paths must have at least one path, got none",
+    ),
+    "nowhere finite": (
+        lambda: plotting.plot_trajectories(jnp.sum, {"a": [[np.nan, 1.0]]}),
+        "path 'a' must be of shape [steps, 2] or [runs, steps, 2] and somewhere "
+        "finite, got shape (1, 2)",
     ),
     "path": (
         lambda: plotting.plot_trajectories(jnp.sum, {"a": np.zeros((4, 3))}),

@@ -116,7 +116,8 @@ def test_spread_over_seeds_is_small():
 
     def loss(params, batch):  # the curve itself: the parameter counts the steps
         fallen = jax.nn.sigmoid((params - 50.0) / 6)
-        return 2 - fallen + 0 * jnp.sum(batch)
+        blown_up = jax.nn.sigmoid((params - 95.0) / 2)
+        return 2 - fallen + 2 * blown_up + 0 * jnp.sum(batch)
 
     def count(schedule):
         def update(updates, state, params=None):
@@ -145,6 +146,9 @@ def test_spread_over_seeds_is_small():
     smooth = [lrd_optax.suggest_learning_rate(run) for run in singles]
     rough = [run.learning_rates[np.gradient(run.losses).argmin()] for run in singles]
     assert spread(smooth) < 0.25 < 3 * 0.25 < spread(rough)
+    bases, peaks = np.transpose([lrd_optax.suggest_cycle(run) for run in singles])
+    assert spread(bases) < 0.25
+    assert spread(peaks) < 0.25
     # Without a lag: the mean is where the true curve is steepest.
     middle = runs.learning_rates[0, 49]
     assert abs(np.mean(np.log10(smooth)) - np.log10(middle)) < 0.08
@@ -184,6 +188,17 @@ NO_ANSWER = {
         "at least 5 points must be valid (in all seeds), got 1 of 201: "
         "lower min_value, or raise num_steps",
     ),
+    "four points": (
+        np.where(np.arange(201) < 4, 1, np.nan),
+        METHODS,
+        "at least 5 points must be valid (in all seeds), got 4 of 201: ",
+    ),
+    "no point": (
+        np.full((2, 201), np.nan),
+        METHODS,
+        "the loss was not finite, or diverged, at once in 2 of 2 runs: look at the "
+        "parameters, or lower min_value",
+    ),
     "always the same": (
         np.ones(201),
         METHODS,
@@ -220,6 +235,54 @@ def test_no_answer(name, method):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
         suggest(result(LOG, curve))
+
+
+def test_noise_that_is_told():
+    """Of raw noise, that of the losses and twice that of the (here same) smoothed."""
+    with pytest.raises(ValueError, match=r"its noise is ") as caught:
+        lrd_optax.suggest_learning_rate(result(LOG, NOISE))
+    told = float(re.search(r"its noise is ([\d.]+):", str(caught.value))[1])
+    assert told == pytest.approx(3, rel=0.2)
+
+
+def test_fall_beside_noise():
+    """Told from noise where it is some times as large, of one run or of many."""
+    lrd_optax.suggest_learning_rate(result(LOG, CURVE + 0.01 * NOISE))
+    with pytest.raises(ValueError, match="never falls clearly"):
+        lrd_optax.suggest_learning_rate(result(LOG, CURVE + NOISE))
+    many = np.random.default_rng(1).standard_normal((400, 201))
+    lrd_optax.suggest_learning_rate(result(LOG, CURVE + 0.2 * many))
+
+
+@pytest.mark.parametrize("number", [5, 7, 10])
+def test_few_points(number):
+    """The curve itself is no noise."""
+    rates = np.geomspace(1e-4, 1, number)
+    found = lrd_optax.suggest_learning_rate(result(rates, fall(rates, 0.01)))
+    assert 0.003 < found < 0.04
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_smoothed_fall_to_the_end(power):
+    """Smoothing flattens it there, and it is no end of the fall all the same."""
+
+    def loss(params, batch):
+        return 0 * params.sum() + batch
+
+    for number in (20, 100, 500):
+        fallen = np.maximum(np.linspace(-1, 1, number + 1), 0) ** power
+        for data, says in ((2 - fallen, "raise max"), (1 + fallen[::-1], "lower min")):
+            found = lrd_optax.lr_range_test(
+                loss,
+                jnp.zeros(2),
+                data.astype("f"),
+                optax.sgd,
+                min_value=1e-4,
+                max_value=1.0,
+                num_steps=number,
+            )
+            with pytest.raises(ValueError, match=says):
+                lrd_optax.suggest_learning_rate(found)
 
 
 def test_steepest_needs_no_end_of_the_fall():

@@ -9,10 +9,11 @@ import optax
 from jax.typing import ArrayLike
 from matplotlib.ticker import MaxNLocator
 
-from lrd_optax._range_test import RangeTestResult, range_test_band
+from lrd_optax._range_result import RangeTestResult, range_test_band
 from lrd_optax.plotting import _style
 
-_RANGE_TEST = "range test"  # marks the lines, so that the next one looks otherwise
+# Marks on what was drawn, so that what comes next on the same Axes goes with it.
+_RANGE_TEST, _SEEDS = "range test", "seeds"
 
 
 def plot_schedules(
@@ -35,7 +36,7 @@ def plot_schedules(
       The Axes.
 
     Raises:
-      ValueError: if `num_steps` is below 1.
+      ValueError: if `num_steps` is not from 1 to 2**31.
 
     Examples:
       >>> import optax
@@ -47,8 +48,8 @@ def plot_schedules(
       >>> ax = plotting.plot_schedules(rates, num_steps=100)
       >>> ax.figure.savefig("/dev/null", format="png")
     """
-    if not num_steps >= 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if not 1 <= num_steps <= 2**31:
+        raise ValueError(f"num_steps must be from 1 to 2**31, got {num_steps}")
     ax = _style.axes(ax)
     steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, 10_000)).astype(int))
     for (name, schedule), style in zip(
@@ -134,20 +135,23 @@ def plot_range_test(
         ax.plot(rates, low, ".", **points)
     (line,) = ax.plot(rates, mean, label=text, gid=_RANGE_TEST, **style)
     marks = marks or {}
+    # Not in the colours of the curves, of which there may be more.
     styles = _style.styles(len(marks), first=len(before) + 1)
     for (mark, rate), style in zip(marks.items(), styles, strict=True):
-        ax.axvline(rate, label=f"{mark} {rate:.2g}", **style)
+        ax.axvline(rate, label=f"{name}{mark} {rate:.2g}", **{**style, "color": "0.2"})
     if cycle is not None:
-        text = f"cycle {cycle[0]:.2g} to {cycle[1]:.2g}"
-        shade = {**_style.BAND, "color": _style.COLORS[5], "label": text}
+        text = f"{name}cycle {cycle[0]:.2g} to {cycle[1]:.2g}"
+        yellow = _style.COLORS[5]
+        shade = {**_style.BAND, "color": color if before else yellow, "label": text}
         ax.axvspan(*cycle, **shade)
     ax.set(xlabel="learning rate", ylabel="loss")
-    if not before:
-        ax.set_xlim(rates[0], rates[-1])
-        if not np.allclose(np.diff(rates, 2), 0, atol=1e-3 * (rates[-1] - rates[0])):
-            ax.set_xscale("log")
+    ends = np.array([rates[0], rates[-1], *(ax.get_xlim() if before else ())])
+    if _even(np.log(rates)) <= _even(rates):
+        ax.set_xscale("log")
+    ax.set_xlim(ends.min(), ends.max())
     _style.finish(ax)
     legend = ax.legend(loc="upper center", ncols=2, fontsize="small", **_style.LEGEND)
+    legend.set_in_layout(False)  # it is within the Axes, which must not shrink for it
     # From the lowest to where the falls begin, and above it the room for the legend.
     curves = [np.asarray(each.get_ydata(), float) for each in [*before, line]]
     start = max(np.nanmax(y[: np.nanargmin(y) + 1]) for y in curves)
@@ -158,6 +162,12 @@ def plot_range_test(
     part = (0.17 * rows + 0.15) * ax.figure.dpi / ax.bbox.height
     ax.set_ylim(bottom, bottom + (top - bottom) / (1 - min(part, 0.6)))
     return ax
+
+
+def _even(values: np.ndarray) -> float:
+    """Returns how uneven the steps are: 0 if all are the same."""
+    steps = np.diff(values)
+    return float(np.ptp(steps) / steps.mean())
 
 
 def plot_learning_curves(
@@ -212,24 +222,19 @@ def plot_learning_curves(
         values.items(), _style.styles(len(values), first=drawn), strict=True
     ):
         x = np.arange(value.shape[-1]) if steps is None else np.asarray(steps)
-        if value.ndim == 1:
-            ax.plot(x, value, label=name, **style)
+        seeds = len(value) if value.ndim == 2 else 1
+        if seeds == 1:
+            ax.plot(x, value.ravel(), label=name, **style)
             continue
-        seeds, mean = len(value), value.mean(0)
-        ax.plot(x, mean, label=name, **style)
-        if seeds > 1:
-            error = value.std(0, ddof=1) / seeds**0.5
-            half = _style.stdtrit(seeds - 1, (1 + confidence) / 2) * error
-            band = {**_style.BAND, "color": style["color"]}
-            ax.fill_between(x, mean - half, mean + half, **band)
+        mean, error = value.mean(0), value.std(0, ddof=1) / seeds**0.5
+        half = _style.stdtrit(seeds - 1, (1 + confidence) / 2) * error
+        ax.plot(x, mean, label=f"{name}, {seeds} seeds", **style)
+        band = {**_style.BAND, "color": style["color"], "gid": _SEEDS}
+        ax.fill_between(x, mean - half, mean + half, **band)
     ax.set(xlabel="step", ylabel="loss")
     ax.margins(x=0)
     _style.finish(ax)
-    numbers = sorted({len(value) for value in values.values() if value.ndim == 2})
-    title = f"mean and {100 * confidence:g} % interval of {_words(numbers)} seeds"
-    ax.legend(title=title if numbers else None, **_style.LEGEND)
+    bands = any(band.get_gid() == _SEEDS for band in ax.collections)
+    title = f"mean and {100 * confidence:g} % interval" if bands else None
+    ax.legend(title=title, **_style.LEGEND)
     return ax
-
-
-def _words(numbers: list[int]) -> str:
-    return " or ".join(map(str, numbers))

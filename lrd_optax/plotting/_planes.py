@@ -97,7 +97,8 @@ def plot_trajectories(
     """
     runs = {name: np.asarray(path, float) for name, path in paths.items()}
     for name, run in runs.items():
-        if run.ndim not in (2, 3) or run.shape[-1] != 2 or not np.isfinite(run).any():
+        shaped = run.ndim in (2, 3) and run.shape[-1] == 2
+        if not (shaped and np.isfinite(run.reshape(-1, 2)).any(0).all()):
             raise ValueError(
                 f"path {name!r} must be of shape [steps, 2] or [runs, steps, 2] and "
                 f"somewhere finite, got shape {run.shape}"
@@ -113,7 +114,11 @@ def plot_trajectories(
     x, y = np.meshgrid(*(np.linspace(*each, 200) for each in shown))
     heights = jax.vmap(loss)(jnp.stack([x.ravel(), y.ravel()], axis=1))
     height = np.asarray(heights, float).reshape(x.shape)
-    levels = np.unique(np.nanquantile(height, np.linspace(0, 1, 16)))
+    height = np.where(np.isfinite(height), height, np.nan)
+    finite = height[np.isfinite(height)]
+    levels = (
+        np.unique(np.quantile(finite, np.linspace(0, 1, 16))) if finite.size else []
+    )
     if len(levels) > 1:
         ax.contourf(x, y, height, levels=levels, cmap="Greys", alpha=0.35)
         thin: dict[str, Any] = {"linewidths": 0.5, "linestyles": "solid"}

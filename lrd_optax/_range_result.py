@@ -1,0 +1,101 @@
+"""What a learning-rate range test returns: smoothed losses, and the mean over seeds."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrd_optax.schedules import _arguments
+
+
+class RangeTestResult(NamedTuple):
+    """What `lr_range_test` returns. Point i is one update and the loss after it.
+
+    Attributes:
+      learning_rates: the rate of update i, ``float[num_steps]``, rising.
+      losses: the loss of the parameters that update i made, on the next batch,
+        ``float[num_steps]``; NaN where the test had stopped.
+      smoothed_losses: a moving average of the losses without a lag,
+        ``float[num_steps]``; NaN where not valid.
+      valid: True where the test had not stopped and the loss is finite,
+        ``bool[num_steps]``.
+    """
+
+    learning_rates: jax.Array
+    losses: jax.Array
+    smoothed_losses: jax.Array
+    valid: jax.Array
+
+
+class RangeTestBand(NamedTuple):
+    """What `range_test_band` returns: the smoothed losses of many seeds in one curve.
+
+    Attributes:
+      learning_rates: ``float[num_steps]``.
+      mean: the mean of the seeds, ``float[num_steps]``, NaN where not valid.
+      low: the lower end of the band, ``float[num_steps]``, NaN where not valid.
+      high: the upper end of the band, ``float[num_steps]``, NaN where not valid.
+      valid: True where the point is valid in all seeds, ``bool[num_steps]``.
+    """
+
+    learning_rates: jax.Array
+    mean: jax.Array
+    low: jax.Array
+    high: jax.Array
+    valid: jax.Array
+
+
+def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTestBand:
+    """Returns the mean of the smoothed losses over the seeds, and a band around it.
+
+    Args:
+      result: of `lr_range_test` under ``vmap``: arrays with leading axes for the
+        seeds. Without such axes, mean and band are the curve itself.
+      coverage: which part of the seeds the band holds at each rate, in the middle: from
+        the (1 - coverage) / 2 quantile to the (1 + coverage) / 2 quantile. 1 is all.
+
+    Returns:
+      A :class:`RangeTestBand`. A point counts only where it is valid in all seeds: a
+      mean over those that happen to be left would jump.
+
+    Raises:
+      ValueError: if `coverage` is not in [0, 1].
+    """
+    coverage = _arguments.static("coverage", coverage)
+    part = _arguments.number("coverage", coverage, least=0, most=1)
+    size = np.shape(result.losses)[-1]
+    smoothed = jnp.asarray(result.smoothed_losses).reshape(-1, size)
+    valid = jnp.asarray(result.valid).reshape(-1, size).all(0)
+    ends = jnp.array([(1 - part) / 2, (1 + part) / 2], smoothed.dtype)
+    low, high = jnp.quantile(smoothed, ends, axis=0)
+    mean, low, high = (
+        jnp.where(valid, each, jnp.nan) for each in (smoothed.mean(0), low, high)
+    )
+    rates = jnp.asarray(result.learning_rates).reshape(-1, size)[0]
+    return RangeTestBand(rates, mean, low, high, valid)
+
+
+def smooth(losses: jax.Array, window: float) -> jax.Array:
+    """Returns the mean of medians around each loss, without those that are NaN."""
+    if window == 0:
+        return losses
+    padded = jnp.pad(losses, 2, constant_values=jnp.nan)
+    near = jnp.stack([padded[i : i + len(losses)] for i in range(5)])
+    medians = jnp.nanmedian(near, axis=0)
+    # What blows up would reach far back through the window.
+    first, lowest = medians[0], jnp.nanmin(medians)
+    limit = jnp.where(lowest < first, first + (first - lowest) / 4, jnp.inf)
+    reach = min(int(6 * window) + 1, len(losses) - 1)  # the rest is below 2e-8
+    distance = np.arange(-reach, reach + 1)
+    weights = jnp.asarray(np.exp(-0.5 * (distance / window) ** 2), losses.dtype)
+
+    def around(values: jax.Array) -> jax.Array:
+        # Not mode="same", which is as long as the longer of the two.
+        total = jnp.convolve(values, weights, precision=jax.lax.Precision.HIGHEST)
+        return total[reach : reach + len(losses)]
+
+    valid = ~jnp.isnan(losses)
+    limited = jnp.where(valid, jnp.minimum(medians, limit), 0)
+    mean = around(limited) / around(valid.astype(losses.dtype))
+    return jnp.where(valid, mean, jnp.nan)
