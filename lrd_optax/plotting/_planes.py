@@ -116,9 +116,8 @@ def plot_trajectories(
     height = np.asarray(heights, float).reshape(x.shape)
     height = np.where(np.isfinite(height), height, np.nan)
     finite = height[np.isfinite(height)]
-    levels = (
-        np.unique(np.quantile(finite, np.linspace(0, 1, 16))) if finite.size else []
-    )
+    parts = np.linspace(0, 1, 16)
+    levels = np.unique(np.quantile(finite if finite.size else [0.0], parts))
     if len(levels) > 1:
         ax.contourf(x, y, height, levels=levels, cmap="Greys", alpha=0.35)
         thin: dict[str, Any] = {"linewidths": 0.5, "linestyles": "solid"}
