@@ -275,18 +275,20 @@ def make_table(problem: Problem, results: Results, steps: int) -> Table:
     return table
 
 
-def draw(results: Results, paths: Paths, steps: int, path: Path) -> None:
+def draw(
+    results: Results, paths: Paths, steps: int, keep_prob: float, path: Path
+) -> None:
     def outcome(found):
         if found.median_steps == math.inf:
             return f"{found.percent:.1f} %"
-        return f"after {found.median_steps:g}"
+        return f"{found.median_steps:g} steps"
 
     figure = Figure(figsize=(9, 13), layout="constrained")
     rows = figure.subfigures(4, 1)
     head: dict[str, Any] = {"x": 0.01, "ha": "left", "weight": "bold"}
     for row, problem in zip(rows, (TURNED, ALONG, POOR), strict=False):
         text = f"{problem.name}: the first {SHOWN_STEPS} steps of {SHOWN} runs"
-        row.suptitle(text.capitalize(), **head)
+        row.suptitle(f"{text.capitalize()}, circle to cross", **head)
         angle, room = math.radians(problem.degrees), (-1.9, 1.9)
         loss = partial(loss_of, angle=angle, tilt=problem.tilt)
         for ax, name in zip(row.subplots(1, 3, sharey=True), OPTIMIZERS, strict=True):
@@ -309,7 +311,9 @@ def draw(results: Results, paths: Paths, steps: int, path: Path) -> None:
     for ax, name in zip(rows[3].subplots(1, 3, sharey=True), OPTIMIZERS, strict=True):
         for (arm, style), color in zip(styles.items(), plotting.COLORS, strict=False):
             medians = [results[problem, name, arm].median_steps for problem in SWEEP]
-            ax.plot(DISTANCES, medians, style, color=color, ms=3, label=arm)
+            label = {"control": "half the rate", "noise": f"noise {NOISE:g}"}
+            label = label.get(arm, arm) if keep_prob == 0.5 else arm
+            ax.plot(DISTANCES, medians, style, color=color, ms=3, label=label)
         ax.set(xscale="log", yscale="log", ylim=(20, steps))
         ax.set(xlabel="distance from the line", ylabel="steps")
         ax.set_title(name, fontsize="small")
@@ -364,10 +368,9 @@ def main() -> None:
     config = {name: getattr(options, name) for name in names}
     results, paths = measure(**config)
     write_json(results, config, options.output / "saddle.json")
-    draw(results, paths, options.steps, options.output / "saddle.png")
+    numbers = options.steps, options.keep_prob
+    draw(results, paths, *numbers, options.output / "saddle.png")
     console = Console(highlight=False)
-    for problem in PROBLEMS:
-        console.print(make_table(problem, results, options.steps), "")
     rates = ", ".join(f"{rate:g} ({name})" for name, (_, rate) in OPTIMIZERS.items())
     console.print(
         "First line: the share of the runs that escapes; second: the median steps to"
@@ -377,6 +380,8 @@ def main() -> None:
         f" {NOISE:g} on the gradient. + LRD is clearly sooner than this, or escapes"
         " more often; - later, or less often; = the intervals overlap.\n"
     )
+    for problem in PROBLEMS:
+        console.print(make_table(problem, results, options.steps), "")
     console.print("\n".join(verdict(results)))
     console.print(f"\nWrote {options.output}/saddle.png and .json")
 

@@ -25,6 +25,7 @@ import lrd_optax
 from lrd_optax import plotting, schedules
 
 TABLE = Path(__file__).parent.parent / "docs" / "schedules.md"
+FOLDER = Path("results/schedules")
 STEPS = 100
 
 
@@ -152,9 +153,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("results/schedules"))
+    parser.add_argument(
+        "--output", type=Path, default=FOLDER, help=f"default: {FOLDER}"
+    )
     output = parser.parse_args().output
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output must be a folder, or one that can be made: {error}")
     draw_descent(output / "descent.png")
     print(f"Descent with three learning rates: {output / 'descent.png'}")
     draw_together(output / "together.png")

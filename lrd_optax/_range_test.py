@@ -59,12 +59,14 @@ def lr_range_test(
         (a module's definition, batch statistics, a random key) closed over, or as a
         part of the batch.
       params: where every run starts, as the optimizer takes them.
-      batches: a tree of arrays, stacked along a leading axis: update i trains on
-        ``batches[i % n]``. Give `num_steps` + 1 batches so that none comes twice. A
-        list of batches is stacked, and so are the first of an iterator or a loader.
+      batches: a tree of arrays ``[n, batch size, ...]``, n batches stacked: update i
+        trains on ``batches[i % n]``. (An array of examples would be batches of one.)
+        Give `num_steps` + 1 so that none comes twice. A list of batches is stacked, and
+        so are the first of an iterator, which is used up so far, or a data loader.
       make_optimizer: called with a schedule, returns the optimizer: ``optax.adam``,
         or ``lambda rate: optax.chain(optax.sgd(rate), learning_rate_dropout(...))``.
-        The schedule is the rate of the present update, whatever it is called with.
+        The schedule, a function, is the rate of the present update, whatever it is
+        called with; :func:`schedules.multiply` makes other schedules of it.
         The `update` also gets `value`, `grad` and `value_fn`, those that it takes.
       min_value: the first learning rate, above 0.
       max_value: the last learning rate, above `min_value`.
@@ -85,7 +87,8 @@ def lr_range_test(
 
     Raises:
       ValueError: if a number is out of its range, the rates do not rise in float32,
-        `batches` are not stacked to one length, or the loss is no scalar.
+        `batches` are not stacked to one length, the loss is no scalar, or the
+        optimizer does not use the schedule.
       TypeError: if an argument is of a wrong type.
 
     Examples:
@@ -104,7 +107,8 @@ def lr_range_test(
     for name, function in (("loss_fn", loss_fn), ("make_optimizer", make_optimizer)):
         if not callable(function):
             kind = type(function).__name__
-            raise TypeError(f"{name} must be a function, got a {kind}")
+            hint = ", as optax.adam without ()" if hasattr(function, "update") else ""
+            raise TypeError(f"{name} must be a function{hint}, got a {kind}")
     rates = _rates(min_value, max_value, num_steps, scale)
     batches, length = _stacked(batches, len(rates) + 1)
     window = _static_number("smoothing", smoothing, least=0, most=0.2) * len(rates)
@@ -112,10 +116,16 @@ def lr_range_test(
         divergence = _static_number("divergence", divergence, above=1)
     memory = 1 - 1 / max(1, 2 * window)  # of the causal average; as wide as the window
 
+    used = []
+
     def optimizer(rate: jax.Array) -> optax.GradientTransformation:
-        # Not of the count: an optimizer may count otherwise, as optax.MultiSteps does.
-        # full_like keeps it weak, so that it does not widen bfloat16.
-        made = make_optimizer(lambda count: jax.lax.full_like(0.0, rate))
+        def schedule(count: Any) -> jax.Array:
+            # Not of the count: an optimizer may count otherwise, as optax.MultiSteps
+            # does. full_like keeps it weak, so that it does not widen bfloat16.
+            used.append(True)
+            return jax.lax.full_like(0.0, rate)
+
+        made = make_optimizer(schedule)
         # Not isinstance: optax.MultiSteps is none, and fits.
         if not (hasattr(made, "init") and hasattr(made, "update")):
             kind = type(made).__name__
@@ -179,6 +189,11 @@ def lr_range_test(
         return RangeTestResult(rates, losses, smoothed, valid)
 
     result: RangeTestResult = jax.jit(run)(params, batches, jnp.asarray(rates))
+    if not used:
+        raise ValueError(
+            "make_optimizer must use the schedule that it is given, as "
+            "lambda rate: optax.adam(rate) does, but it was never called"
+        )
     return result
 
 
@@ -219,7 +234,7 @@ def _stacked(batches: Any, most: int) -> tuple[Any, int]:
                 "batches in a list must be of one shape, got "
                 f"{len(some)} batches of shapes {' and '.join(kinds[:2])}"
             )
-        batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *some) if some else ()
+        batches = jax.tree.map(_stack, *some) if some else ()
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
     lengths = sorted({shape[0] if shape else 0 for shape in shapes})
     if len(lengths) != 1 or lengths[0] == 0:
@@ -228,6 +243,14 @@ def _stacked(batches: Any, most: int) -> tuple[Any, int]:
             f"0, or a list of batches, got shapes {shapes[:9]}"
         )
     return batches, int(lengths[0])
+
+
+def _stack(*arrays: Any) -> jax.Array:
+    # Not only of JAX and NumPy: np.asarray takes tensors of other libraries too.
+    known = (
+        each if isinstance(each, jax.Array) else np.asarray(each) for each in arrays
+    )
+    return jnp.stack(list(known))
 
 
 def _taken(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -242,5 +265,7 @@ def _scalar(loss: Any) -> Any:
     shape = getattr(loss, "shape", None)
     if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         got = type(loss).__name__ if shape is None else f"{loss.dtype}{list(shape)}"
-        raise ValueError(f"loss_fn must return a real scalar array, got {got}")
+        raise ValueError(
+            f"loss_fn must return a real scalar array and nothing else, got {got}"
+        )
     return loss

@@ -145,7 +145,7 @@ def _curve(result: RangeTestResult) -> _Curve:
         raise ValueError(
             f"the loss never falls clearly, by {fall:.3g} at most where its noise is "
             f"{noise:.3g}: try other learning rates (they are {curve.ends}), larger "
-            "batches, or more steps or seeds"
+            "batches (is each entry of batches a whole one?), or more steps or seeds"
         )
     return curve
 

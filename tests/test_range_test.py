@@ -362,7 +362,12 @@ def test_extra_arguments():
     for update in (some, every):
         seen.clear()
         made = optax.GradientTransformationExtraArgs(lambda params: (), update)
-        result = range_test(lambda rate, made=made: made, num_steps=5)
+
+        def make_optimizer(rate, made=made):
+            rate(0)
+            return made
+
+        result = range_test(make_optimizer, num_steps=5)
         jax.effects_barrier()
         for _, grad, given in seen:
             np.testing.assert_array_equal(grad, given)
@@ -593,7 +598,13 @@ WRONG = {
     "loss_fn": ({"loss": 3}, "loss_fn must be a function, got a int"),
     "make_optimizer": (
         {"make_optimizer": optax.sgd(0.1)},
-        "make_optimizer must be a function, got a GradientTransformationExtraArgs",
+        "make_optimizer must be a function, as optax.adam without (), "
+        "got a GradientTransformationExtraArgs",
+    ),
+    "no rate": (
+        {"make_optimizer": lambda rate: optax.sgd(0.1)},
+        "make_optimizer must use the schedule that it is given, as "
+        "lambda rate: optax.adam(rate) does, but it was never called",
     ),
     "made": (
         {"make_optimizer": lambda rate: 3},
@@ -653,15 +664,15 @@ WRONG = {
     ),
     "loss": (
         {"loss": lambda p, b: p - b[0]},
-        "loss_fn must return a real scalar array, got float32[4]",
+        "loss_fn must return a real scalar array and nothing else, got float32[4]",
     ),
     "complex": (
         {"loss": lambda p, b: jax.lax.complex(loss_fn(p, b), p[0])},
-        "loss_fn must return a real scalar array, got complex64[]",
+        "loss_fn must return a real scalar array and nothing else, got complex64[]",
     ),
     "aux": (
         {"loss": lambda p, b: (loss_fn(p, b), 3)},
-        "loss_fn must return a real scalar array, got tuple",
+        "loss_fn must return a real scalar array and nothing else, got tuple",
     ),
 }
 

@@ -120,6 +120,8 @@ def test_spread_over_seeds_is_small():
         return 2 - fallen + 2 * blown_up + 0 * jnp.sum(batch)
 
     def count(schedule):
+        schedule(0)
+
         def update(updates, state, params=None):
             return jnp.ones_like(updates), state
 
@@ -203,8 +205,8 @@ NO_ANSWER = {
         np.ones(201),
         METHODS,
         "the loss never falls clearly, by 0 at most where its noise is 0: try other "
-        "learning rates (they are from 0.0001 to 1), larger batches, or more steps or "
-        "seeds",
+        "learning rates (they are from 0.0001 to 1), larger batches (is each entry of "
+        "batches a whole one?), or more steps or seeds",
     ),
     "rising": (1 + LOG, METHODS, "the loss never falls clearly, by 0 at most"),
     "noise": (NOISE, METHODS, "the loss never falls clearly, by "),
