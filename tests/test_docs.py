@@ -16,7 +16,8 @@ FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_code(file):
+def test_code(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a block may save a picture
     names = {}  # the blocks of a file build on one another
     for block in re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL):
         exec(compile(block, file.name, "exec"), names)

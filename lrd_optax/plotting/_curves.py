@@ -46,7 +46,6 @@ def plot_schedules(
       ...     "step": optax.exponential_decay(0.1, 30, 0.5, staircase=True),
       ... }
       >>> ax = plotting.plot_schedules(rates, num_steps=100)
-      >>> ax.figure.savefig("/dev/null", format="png")
     """
     if not 1 <= num_steps <= 2**31:
         raise ValueError(f"num_steps must be from 1 to 2**31, got {num_steps}")
