@@ -254,6 +254,13 @@ def test_fall_beside_noise():
         lrd_optax.suggest_learning_rate(result(LOG, CURVE + NOISE))
     many = np.random.default_rng(1).standard_normal((400, 201))
     lrd_optax.suggest_learning_rate(result(LOG, CURVE + 0.2 * many))
+    # A smoothed fall of 1.5 beside losses with noise of 0.3, or of 0.15 in their mean.
+    smooth = result(LOG, np.broadcast_to(CURVE, many.shape))
+    for losses in (CURVE + 0.3 * NOISE, CURVE + 3 * many):
+        curve = jax.tree.map(
+            lambda x, to=losses.shape: x[0] if len(to) < 2 else x, smooth
+        )
+        lrd_optax.suggest_learning_rate(curve._replace(losses=losses))
 
 
 @pytest.mark.parametrize("number", [5, 7, 10])
