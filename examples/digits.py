@@ -28,6 +28,7 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from options import check_keep_prob, make_folder
 from rich import box, progress
 from rich.console import Console
 from rich.table import Table
@@ -347,15 +348,11 @@ def parse_options() -> argparse.Namespace:
     defaults = (4, 6) if options.quick else (16, 30)
     options.seeds = defaults[0] if options.seeds is None else options.seeds
     options.epochs = defaults[1] if options.epochs is None else options.epochs
-    if not 0 < options.keep_prob <= 1:
-        parser.error(f"--keep-prob must be in (0, 1], got {options.keep_prob}")
+    check_keep_prob(parser, options.keep_prob)
     if options.seeds < 2 or options.epochs < 1:
         got = f"{options.seeds} and {options.epochs}"
         parser.error(f"--seeds must be at least 2 and --epochs at least 1, got {got}")
-    try:  # now, not after training
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output must be a folder, or one that can be made: {error}")
+    make_folder(parser, options.output)
     return options
 
 

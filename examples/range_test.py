@@ -27,6 +27,7 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from options import check_keep_prob, make_folder
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,7 @@ import lrd_optax
 from lrd_optax import plotting, schedules
 
 RANGE = {"min_value": 1e-5, "max_value": 10.0}
-CYCLES = 3  # an even number of epochs up and down in each
+CYCLES = 3  # in the whole training
 
 
 class Suggestion(NamedTuple):
@@ -62,8 +63,8 @@ class Result(NamedTuple):
     minus_fixed_half_width: float
 
 
-def setup(seeds: int, epochs: int) -> dict[str, Any]:
-    """The data, the weights of all seeds, and which images make up their batches."""
+def setup(seeds: int) -> dict[str, Any]:
+    """The data, and the weights and the keys of all seeds."""
     train_x, test_x, train_y, test_y = map(jnp.asarray, digits.load_data())
     graph, _ = nnx.split(nnx.eval_shape(lambda: digits.CNN(nnx.Rngs(0))))
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
@@ -85,20 +86,18 @@ def setup(seeds: int, epochs: int) -> dict[str, Any]:
         "accuracy": accuracy,
         "params": jax.jit(jax.vmap(initial_params))(init_keys),
         "mask_keys": mask_keys,
-        "orders": np.stack(
-            [digits.batch_orders(seed, epochs) for seed in range(seeds)]
-        ),
     }
 
 
+def batch_orders(seeds: int, epochs: int) -> np.ndarray:
+    return np.stack([digits.batch_orders(seed, epochs) for seed in range(seeds)])
+
+
 def optimizer(name: str, kind: str, rate: Any, keep_prob: float, key: jax.Array):
-    base = digits.OPTIMIZERS[name][0](rate)
-    if kind == "dense":
-        return base
-    return optax.chain(base, lrd_optax.learning_rate_dropout(keep_prob, key=key))
+    return digits.make_optimizer(digits.Arm(name, kind, rate), rate, keep_prob, key)
 
 
-def test_range(of, name: str, kind: str, keep_prob: float, steps: int):
+def test_range(of, orders, name: str, kind: str, keep_prob: float, steps: int):
     def one_seed(params, key, order):
         return lrd_optax.lr_range_test(
             of["loss_fn"],
@@ -109,7 +108,7 @@ def test_range(of, name: str, kind: str, keep_prob: float, steps: int):
             **RANGE,
         )
 
-    return jax.vmap(one_seed)(of["params"], of["mask_keys"], of["orders"])
+    return jax.vmap(one_seed)(of["params"], of["mask_keys"], orders)
 
 
 def suggest(result: lrd_optax.RangeTestResult) -> Suggestion:
@@ -118,7 +117,7 @@ def suggest(result: lrd_optax.RangeTestResult) -> Suggestion:
     return Suggestion(*rates, *lrd_optax.suggest_cycle(result))
 
 
-def train(of, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
+def train(of, orders, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
     """Returns the test accuracy after each epoch, [seeds, epochs]."""
 
     def one_seed(params, key, order):
@@ -136,7 +135,7 @@ def train(of, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
 
         return jax.lax.scan(epoch, (params, tx.init(params)), order)[1]
 
-    trained = jax.jit(jax.vmap(one_seed))(of["params"], of["mask_keys"], of["orders"])
+    trained = jax.jit(jax.vmap(one_seed))(of["params"], of["mask_keys"], orders)
     return np.asarray(trained)
 
 
@@ -230,16 +229,12 @@ def parse_options() -> argparse.Namespace:
     defaults = (4, 6) if options.quick else (16, 30)
     options.seeds = defaults[0] if options.seeds is None else options.seeds
     options.epochs = defaults[1] if options.epochs is None else options.epochs
-    if not 0 < options.keep_prob <= 1:
-        parser.error(f"--keep-prob must be in (0, 1], got {options.keep_prob}")
+    check_keep_prob(parser, options.keep_prob)
     if options.seeds < 2 or options.epochs < 1 or options.steps < 20:
         got = f"{options.seeds}, {options.epochs} and {options.steps}"
         rule = "--seeds must be at least 2, --epochs at least 1, --steps at least 20"
         parser.error(f"{rule}, got {got}")
-    try:  # now, not after training
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output must be a folder, or one that can be made: {error}")
+    make_folder(parser, options.output)
     return options
 
 
@@ -249,20 +244,20 @@ def main() -> None:
     name, keep_prob = options.optimizer, options.keep_prob
     batches = digits.TRAIN_SIZE // digits.BATCH
     test_epochs = math.ceil((options.steps + 1) / batches)
-    of = setup(options.seeds, test_epochs)
+    of, orders = setup(options.seeds), batch_orders(options.seeds, test_epochs)
     ranges, found = {}, {}
     for kind in ("dense", "LRD"):
-        ranges[kind] = test_range(of, name, kind, keep_prob, options.steps)
+        ranges[kind] = test_range(of, orders, name, kind, keep_prob, options.steps)
         found[kind] = suggest(ranges[kind])
         rates = ", ".join(f"{k} {v:.2g}" for k, v in found[kind]._asdict().items())
         console.print(f"{name}, {kind}: {rates}")
-    of = setup(options.seeds, options.epochs)
+    orders = batch_orders(options.seeds, options.epochs)
     steps = options.epochs * batches
     arms = [arm for kind in found for arm in make_arms(name, kind, found[kind], steps)]
     accuracies = []
     for arm in arms:
         progress.print(f"training {arm.kind}, {arm.schedule}")
-        accuracies.append(train(of, name, arm, keep_prob))
+        accuracies.append(train(of, orders, name, arm, keep_prob))
     results = summarise(arms, accuracies, found)
     draw(ranges, found, arms, accuracies, options.output / "range_test.png")
     config = {

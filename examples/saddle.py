@@ -33,6 +33,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from options import check_keep_prob, make_folder
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -350,15 +351,11 @@ def parse_options() -> argparse.Namespace:
     add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
     add("--output", type=Path, default=folder, help=f"folder, default: {folder}")
     options = parser.parse_args()
-    if not 0 < options.keep_prob <= 1:
-        parser.error(f"--keep-prob must be in (0, 1], got {options.keep_prob}")
+    check_keep_prob(parser, options.keep_prob)
     if options.runs < 10 or options.steps < 100:
         got = f"{options.runs} and {options.steps}"
         parser.error(f"--runs must be at least 10 and --steps at least 100, got {got}")
-    try:  # now, not after the runs
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output must be a folder, or one that can be made: {error}")
+    make_folder(parser, options.output)
     return options
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
+from options import make_folder
 
 import lrd_optax
 from lrd_optax import plotting, schedules
@@ -157,10 +158,7 @@ def main() -> None:
         "--output", type=Path, default=FOLDER, help=f"default: {FOLDER}"
     )
     output = parser.parse_args().output
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output must be a folder, or one that can be made: {error}")
+    make_folder(parser, output)
     draw_descent(output / "descent.png")
     print(f"Descent with three learning rates: {output / 'descent.png'}")
     draw_together(output / "together.png")

@@ -111,9 +111,11 @@ def lr_range_test(
             raise TypeError(f"{name} must be a function{hint}, got a {kind}")
     rates = _rates(min_value, max_value, num_steps, scale)
     batches, length = _stacked(batches, len(rates) + 1)
-    window = _static_number("smoothing", smoothing, least=0, most=0.2) * len(rates)
+    window = _arguments.static_number("smoothing", smoothing, least=0, most=0.2) * len(
+        rates
+    )
     if divergence is not None:
-        divergence = _static_number("divergence", divergence, above=1)
+        divergence = _arguments.static_number("divergence", divergence, above=1)
     memory = 1 - 1 / max(1, 2 * window)  # of the causal average; as wide as the window
 
     used = []
@@ -198,8 +200,8 @@ def lr_range_test(
 
 
 def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.ndarray:
-    low = _static_number("min_value", min_value, above=0)
-    high = _static_number("max_value", max_value, above=0)
+    low = _arguments.static_number("min_value", min_value, above=0)
+    high = _arguments.static_number("max_value", max_value, above=0)
     if low >= high:
         raise ValueError(f"min_value must be below max_value, got {low} and {high}")
     steps = _arguments.static("num_steps", num_steps)
@@ -215,10 +217,6 @@ def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.nda
             f"{dtype}, got {steps} from {low} to {high}"
         )
     return rates
-
-
-def _static_number(name: str, value: Any, **limits: float) -> float:
-    return float(_arguments.number(name, _arguments.static(name, value), **limits))
 
 
 def _stacked(batches: Any, most: int) -> tuple[Any, int]:

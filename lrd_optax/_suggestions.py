@@ -109,8 +109,6 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
       <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3
     """
     curve = _curve(result)
-    _check_turned(curve)
-    _check_begins(curve)
     base, peak = np.exp(curve.logs[list(_fallen(curve))])
     return float(base), float(peak)
 
@@ -156,6 +154,8 @@ def _fallen(curve: _Curve) -> tuple[int, int]:
     The tenth by the last such point before the peak: the lowest loss so far may be the
     noise of a single point.
     """
+    _check_turned(curve)
+    _check_begins(curve)
     start, end = curve.losses[0], curve.losses[curve.bottom]
     fallen = (start - curve.losses) / (start - end)
     peak = int(np.flatnonzero(fallen >= 0.9)[0])
@@ -197,8 +197,6 @@ def _steepest(curve: _Curve) -> float:
 
 
 def _valley(curve: _Curve) -> float:
-    _check_turned(curve)
-    _check_begins(curve)
     base, _ = _fallen(curve)
     return float(curve.logs[base] + curve.logs[curve.bottom]) / 2
 

@@ -145,7 +145,7 @@ def plot_range_test(
         ax.axvspan(*cycle, **shade)
     ax.set(xlabel="learning rate", ylabel="loss")
     ends = np.array([rates[0], rates[-1], *(ax.get_xlim() if before else ())])
-    if _even(np.log(rates)) <= _even(rates):
+    if _uneven(np.log(rates)) <= _uneven(rates):
         ax.set_xscale("log")
     ax.set_xlim(ends.min(), ends.max())
     _style.finish(ax)
@@ -163,7 +163,7 @@ def plot_range_test(
     return ax
 
 
-def _even(values: np.ndarray) -> float:
+def _uneven(values: np.ndarray) -> float:
     """Returns how uneven the steps are: 0 if all are the same."""
     steps = np.diff(values)
     return float(np.ptp(steps) / steps.mean())

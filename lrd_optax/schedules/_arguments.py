@@ -67,6 +67,11 @@ def static(name: str, value: Any) -> Any:
     return value
 
 
+def static_number(name: str, value: Any, **limits: float) -> float:
+    """Returns `value`, which must be a number and no JAX array, as a Python float."""
+    return float(number(name, static(name, value), **limits))
+
+
 def schedule(value: Any, name: str = "schedule") -> Any:
     """Returns `value`, which must be a function."""
     if not callable(value):
