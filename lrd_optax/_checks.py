@@ -53,6 +53,12 @@ def check_updates(leaves: list[Any]) -> None:
             fine = jnp.issubdtype(dtype, jnp.number)
         if not fine:
             raise TypeError(f"updates must be arrays of numbers, got a leaf of {kind}")
+        space = getattr(jax.typeof(leaf), "memory_space", None)
+        if getattr(space, "name", None) == "Host":
+            raise ValueError(
+                "updates must be in device memory, got a leaf in host memory: "
+                "move it with jax.device_put"
+            )
 
 
 def check_shapes(leaves: list[Any]) -> None:

@@ -15,8 +15,8 @@ class LearningRateDropoutState(NamedTuple):
 
     Attributes:
       count: updates so far, int32 scalar.
-      rng_key: two threefry words, ``uint32[2]``: the next update draws from them
-        and replaces them.
+      rng_key: two words, ``uint32[2]``: the next update draws from them and replaces
+        them.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
@@ -47,7 +47,8 @@ def learning_rate_dropout(
     ``add_decayed_weights``, ``scale_by_learning_rate``.
 
     The mean update is :math:`p\,u_t`, as in the paper. `unbiased` makes it
-    :math:`u_t`.
+    :math:`u_t`: it divides by the probability that the mask has, which is the least
+    multiple of :math:`2^{-24}` from :math:`p` on.
 
     Args:
       keep_prob: the probability :math:`p` that an element is KEPT: a number in
@@ -97,9 +98,9 @@ def learning_rate_dropout(
       ...   params = optax.apply_updates(params, updates)
       ...   print(params)
       [0.8 1.6 3. ]
-      [0.8  1.28 2.4 ]
-      [0.64      1.0239999 1.9200001]
-      [0.64      1.0239999 1.536    ]
+      [0.64 1.6  2.4 ]
+      [0.64 1.28 2.4 ]
+      [0.51199996 1.0239999  2.4       ]
 
     References:
       Lin et al, `Learning Rate Dropout <https://arxiv.org/abs/1912.00144>`_, 2019;
@@ -130,15 +131,22 @@ def learning_rate_dropout(
         if callable(prob):
             prob = prob(state.count)
             _checks.check_keep_prob(prob, "the value of the keep_prob schedule")
-        next_key, words = _keys.split_words(state.rng_key)
+        limit: int | jax.Array | None = None  # keeps everything
         if not (isinstance(prob, _checks.NUMBERS) and prob == 1):
-            masks = _leaf_masks(words, leaves, prob)
-            if unbiased:
-                leaves = [_divide(leaf, prob) for leaf in leaves]
-            kept = [jnp.where(m, u, 0) for m, u in zip(masks, leaves, strict=True)]
-            updates = jax.tree.unflatten(treedef, kept)
-        count = optax.safe_increment(state.count)
-        return updates, LearningRateDropoutState(count, next_key)
+            limit = _masks.threshold(prob)
+            if callable(keep_prob):  # no compilation for each number that it returns
+                limit = jnp.asarray(limit, jnp.uint32)
+        traced, fixed = (limit, None) if isinstance(limit, jax.Array) else (None, limit)
+        # Without jit too, one dispatch for the tree where its leaves lie together.
+        thin = _thin_jitted if _meshes.lie_together(leaves) else _thin
+        leaves, state = thin(
+            leaves,
+            LearningRateDropoutState(state.count, state.rng_key),
+            traced,
+            fixed_limit=fixed,
+            unbiased=bool(unbiased),
+        )
+        return jax.tree.unflatten(treedef, leaves), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -173,41 +181,56 @@ def sample_mask(
       >>> dropout = lrd_optax.learning_rate_dropout(0.5, key=0)
       >>> state = dropout.init(updates)
       >>> lrd_optax.sample_mask(state.rng_key, updates, 0.5)["w"]
-      Array([[ True,  True,  True],
-             [False,  True, False]], dtype=bool)
+      Array([[False,  True,  True],
+             [ True, False, False]], dtype=bool)
       >>> dropout.update(updates, state)[0]["w"]
-      Array([[1., 1., 1.],
-             [0., 1., 0.]], dtype=float32)
+      Array([[0., 1., 1.],
+             [1., 0., 0.]], dtype=float32)
     """
     _checks.check_keep_prob(keep_prob)
     _keys.check_key(rng_key, "rng_key")
-    _, words = _keys.split_words(_keys.key_words(rng_key))
+    _, words = _keys.step_words(_keys.key_words(rng_key))
     leaves, treedef = jax.tree.flatten(tree)
     _checks.check_shapes(leaves)
-    return jax.tree.unflatten(treedef, _leaf_masks(words, leaves, keep_prob))
+    masks = _masks.tree_masks(words, leaves, _masks.threshold(keep_prob))
+    return jax.tree.unflatten(treedef, masks)
 
 
-def _leaf_masks(
-    words: jax.Array, leaves: list[Any], keep_prob: jax.typing.ArrayLike
-) -> list[jax.Array]:
-    limit = _masks.threshold(keep_prob)
-    kinds = [
-        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-        for leaf in leaves
+def _thin(
+    leaves: list[Any],
+    state: LearningRateDropoutState,
+    limit: jax.Array | None,
+    *,
+    fixed_limit: int | None,
+    unbiased: bool,
+) -> tuple[list[Any], LearningRateDropoutState]:
+    """Returns the thinned leaves and the next state. Without a limit nothing drops."""
+    following, words = _keys.step_words(jnp.asarray(state.rng_key))
+    state = LearningRateDropoutState(optax.safe_increment(state.count), following)
+    either = fixed_limit if limit is None else limit
+    if either is None:
+        return leaves, state
+    masks = _masks.tree_masks(words, leaves, either)
+    kept = [
+        _select(mask, leaf, either if unbiased else None)
+        for mask, leaf in zip(masks, leaves, strict=True)
     ]
-    axes = [_meshes.varying_axes(kind) for kind in kinds]
-    shards = {each: _keys.shard_words(words, each) for each in set(axes)}
-    return [
-        _masks.leaf_mask(
-            shards[axes[n]], n, kind.shape, limit, _meshes.explicit_sharding(kind)
-        )
-        for n, kind in enumerate(kinds)
-    ]
+    return kept, state
 
 
-def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
-    """Returns `update` / `keep_prob` as a product, with dtype and weak type kept."""
-    update = jnp.asarray(update)
+_thin_jitted = jax.jit(_thin, static_argnames=("fixed_limit", "unbiased"))
+
+
+def _select(mask: jax.Array, leaf: Any, unbiased_limit: Any) -> jax.Array:
+    """Returns the leaf where the mask is True, else 0. Keeps dtype and weak type."""
+    update = jnp.asarray(leaf)
+    if unbiased_limit is not None:
+        update = _divide(update, unbiased_limit)
+    return jax.lax.select(mask, update, jax.lax.full_like(update, 0))
+
+
+def _divide(update: jax.Array, limit: int | jax.Array) -> jax.Array:
+    """Returns `update` divided by the probability that masks have at `limit`."""
     if not jnp.issubdtype(update.dtype, jnp.inexact):
         raise TypeError(
             f"unbiased=True needs float or complex updates, got {update.dtype}"
@@ -215,8 +238,6 @@ def _divide(update: jax.Array, keep_prob: jax.typing.ArrayLike) -> jax.Array:
     # 1 / keep_prob rounded to bfloat16 would be off by up to 0.4 %.
     narrow = jnp.finfo(update.dtype).bits < 32
     wide = update.astype(jnp.float32) if narrow else update
-    real = jnp.finfo(wide.dtype).dtype
-    # The probability that the mask really has, and no division by zero.
-    scale = 1 / jnp.clip(jnp.asarray(keep_prob).astype(real), 2.0**-24, 1)
+    scale = _masks.inverse_probability(limit, jnp.finfo(wide.dtype).dtype)
     scaled = wide * jax.lax.full_like(wide, scale)  # full_like: keeps a weak type weak
     return scaled.astype(update.dtype) if narrow else scaled

@@ -1,11 +1,12 @@
-"""What a caller may pass as a key, and the two threefry words made of it.
+"""What a caller may pass as a key, the two words made of it, and how they are threaded.
 
 The words live in the optimizer state as plain ``uint32[2]`` and not as a typed
 key: serialisers, casts and norms over the state fail on typed keys.
 """
 
+import functools
 from collections.abc import Hashable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,14 @@ from jax.sharding import PartitionSpec
 
 KeyLike: TypeAlias = int | np.integer | jax.Array | np.ndarray
 """An int seed, a typed key, or a legacy ``uint32`` key."""
+
+Words: TypeAlias = tuple[jax.Array, jax.Array]
+"""Two uint32 scalars."""
+
+_WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint32)  # Salmon et al, SC 2011
+_ROUND_CONSTANTS = np.array(  # digits of pi
+    [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], np.uint32
+)
 
 _RULE = "must be an int, a jax.random key, or a legacy uint32 key"
 
@@ -69,28 +78,57 @@ def key_words(key: KeyLike) -> jax.Array:
     return words
 
 
-@jax.jit  # for eager use: one dispatch, and the words may be sharded
-def split_words(words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the words that replace `words`, and the words to draw from now."""
-    spec = jax.typeof(words).sharding.spec
+def step_words(words: jax.Array) -> tuple[jax.Array, Words]:
+    """Returns the words that replace `words`, and the words to draw from now.
+
+    What is threaded counts in steps of the two Weyl constants of Philox, and what is
+    drawn from is a bijection of it. So keys that users derive from one another, by
+    ``fold_in``, by ``split`` or by counting, do not come upon each other's masks.
+    """
+    following = words + _WEYL
     # A rule that shards every array of a state may have cut the two words apart.
-    sharded = any(axis is not None for axis in spec)
-    if sharded:
+    if any(axis is not None for axis in jax.typeof(words).sharding.spec):
         words = jax.sharding.reshard(words, PartitionSpec())
-    # fold_in and not split: what split returns depends on jax_threefry_partitionable.
-    # Not one fold_in under vmap: that fails in a shard_map under vmap.
-    following, now = (
-        jax.random.key_data(jax.random.fold_in(_typed(words), i)) for i in (0, 1)
-    )
-    return jax.sharding.reshard(following, spec) if sharded else following, now
+    return following, _mixed((words[0], words[1]))
 
 
-def shard_words(words: jax.Array, axes: frozenset[Hashable]) -> jax.Array:
+def shard_words(words: Words, axes: frozenset[Hashable]) -> Words:
     """Returns words of its own for every shard along the manual mesh axes `axes`."""
+    first, second = words
     for axis in sorted(axes, key=str):
-        shard = jax.random.fold_in(_typed(words), jax.lax.axis_index(axis))
-        words = jax.random.key_data(shard)
-    return words
+        shard = jax.lax.axis_index(axis).astype(jnp.uint32)
+        first, second = _mixed((first + shard, second ^ shard))
+    return first, second
+
+
+def scramble(x: jax.Array) -> jax.Array:
+    """The finaliser "lowbias32": a bijection of uint32 without visible structure."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+def _mixed(words: Words) -> Words:
+    """A bijection of pairs of words: a Feistel network of four rounds.
+
+    Not threefry: compiled for a GPU, two calls of it take longer than all of this, and
+    on a TPU they change what XLA prefetches in the whole program. And two scalars: XLA
+    for GPU merges the kernels of leaves that share an array.
+    """
+
+    def turn(words: Words, constant: Any) -> tuple[Words, None]:
+        left, right = words
+        return (right, left ^ scramble(right + constant)), None
+
+    def mixed(unroll: int, words: Words) -> Words:
+        result: Words = jax.lax.scan(turn, words, _ROUND_CONSTANTS, unroll=unroll)[0]
+        return result
+
+    # XLA for CPU would repeat straight code in the kernel of every leaf; not a loop.
+    choice: Words = jax.lax.platform_dependent(
+        words, cpu=functools.partial(mixed, 1), default=functools.partial(mixed, 4)
+    )
+    return choice
 
 
 def _typed(words: jax.Array) -> jax.Array:

@@ -1,143 +1,192 @@
-"""Which elements are kept: a pure function of (key words, leaf, element index).
+"""Which elements are kept: a pure function of (two words, leaf number, element index).
 
-Nothing is drawn in advance and nothing is stored. Every element hashes its own
-global index with the words of its leaf, and is kept if the hash is below a
-threshold. That is elementwise, so XLA fuses it into the update that uses it: no
-memory, no communication under any sharding, and the same bits on one device and
-on many. The three parts are apart on purpose:
+Nothing is drawn in advance and nothing is stored. Every element hashes its own global
+index with the words of the step and the number of its leaf, and is kept if the hash is
+below a threshold. That is elementwise, so XLA fuses it into the update that uses it: no
+memory, no communication under any sharding, and the same bits on one device and on
+many. The three parts are apart on purpose:
 
   `element_index`  which index an element has
   `draw`           a uniform integer for an index
-  `threshold`      when a draw means "kept"
+  `is_kept`        when a draw means "kept"
+
+Each operation of them costs time to compile, once per leaf, on every platform, so they
+are few: one multiplier and one shift serve all of `draw`. docs/accelerators.md lists
+the forms that were tried, and what XLA makes of each.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_DRAW_BITS = 24  # so that 0 and 2**24 ("never", "always") both fit in the compare
+from lrd_optax import _keys, _meshes
+
+_THRESHOLD_BITS = 24  # so that 0 and 2**24 ("never", "always") both fit in the compare
 _INDEX_LIMIT = 2**32
-_WEYL = 0x9E3779B1  # prime, about 2**32 / golden ratio
-# Leaf n starts n * golden steps along the same Weyl sequence: as far from every other
-# leaf as can be. The second word differs besides, so that leaves which overlap there
-# (those of tens of millions of elements) share nothing.
-_LEAF_STRIDES = (_WEYL * 0x9E3779B9 % 2**32, 0x85EBCA6B)
+_ODD = np.uint32(0xED5AD4BB)  # of "triple32": C. Wellons, Hash Prospector, 2018
+_SHIFT = np.uint32(16)
+_LEAF_STRIDE = 0x9E3779B1  # prime, about 2**32 / golden ratio
 
 
-def leaf_mask(
-    words: jax.Array,
-    leaf: int,
-    shape: tuple[int, ...],
-    limit: jax.Array,
-    sharding: jax.sharding.NamedSharding | None = None,
-) -> jax.Array:
-    """Returns the booleans of leaf number `leaf`: True where an element is kept.
+def tree_masks(
+    words: _keys.Words, leaves: list[Any], limit: int | jax.Array
+) -> list[jax.Array]:
+    """Returns the booleans of every leaf: True where an element is kept."""
+    kinds = [
+        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+        for leaf in leaves
+    ]
+    axes = [_meshes.varying_axes(kind) for kind in kinds]
+    shards = {each: _keys.shard_words(words, each) for each in set(axes)}
+    fixed, traced = (limit, None) if isinstance(limit, int) else (None, limit)
+    return [
+        _leaf_mask(
+            shards[axes[n]],
+            _leaf_number(n),
+            traced,
+            fixed,
+            kind.shape,
+            _meshes.explicit_sharding(kind),
+        )
+        for n, kind in enumerate(kinds)
+    ]
 
-    `sharding` is that of the leaf on a mesh with Explicit axes, else None.
-    """
-    # The leaf's number enters as an array constant and not as two scalars: XLA would
-    # inline scalars, and then compile one kernel a leaf instead of one a shape.
-    number = np.array([(leaf + 1) * odd % 2**32 for odd in _LEAF_STRIDES], np.uint32)
-    mask: jax.Array = _leaf_mask(words, number, limit, shape, sharding)
-    return mask
+
+def _leaf_number(leaf: int) -> np.ndarray:
+    # Two elements that differ, since XLA takes one, or two alike, for a scalar. On CPU
+    # and GPU a scalar becomes a constant of the kernel, so that each leaf needs one of
+    # its own. An array is an argument: leaves of one shape share their kernel.
+    number = (leaf + 1) * _LEAF_STRIDE % 2**32
+    return np.array([number, number ^ 1], np.uint32)
 
 
-# Traced once a shape.
-@functools.partial(jax.jit, static_argnames=("shape", "sharding"))
+# Traced once per shape.
+@functools.partial(jax.jit, static_argnames=("fixed_limit", "shape", "sharding"))
 def _leaf_mask(
-    words: jax.Array,
+    words: _keys.Words,
     number: jax.Array,
-    limit: jax.Array,
-    shape: tuple[int, ...],
+    limit: Any,
+    fixed_limit: int | None,
+    shape: tuple[Any, ...],
     sharding: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
-    words = words + number
-    first, second = words[0], words[1]
-    row, index = element_index(shape, sharding)
+    first, second = words
+
+    def on_tpu() -> tuple[jax.Array, jax.Array | None, jax.Array]:
+        # A scalar, which costs nothing there. An array would cost two kernels per leaf.
+        return first + number[0], *element_index(shape, sharding, flat=True)
+
+    def elsewhere() -> tuple[jax.Array, jax.Array | None, jax.Array]:
+        return (first + number)[0], *element_index(shape, sharding)
+
+    start, row, index = jax.lax.platform_dependent(tpu=on_tpu, default=elsewhere)
     if row is not None:
-        first, second = _scramble(first + row), _scramble(second ^ row)
-    return draw(index, first, second) < limit
+        start, second = _keys.scramble(start + row), _keys.scramble(second ^ row)
+    drawn = draw(index, start, second)
+    return is_kept(drawn, limit if fixed_limit is None else fixed_limit)
 
 
 def element_index(
-    shape: tuple[int, ...], sharding: jax.sharding.NamedSharding | None = None
+    shape: tuple[Any, ...],
+    sharding: jax.sharding.NamedSharding | None = None,
+    flat: bool = False,
 ) -> tuple[jax.Array | None, jax.Array]:
     """Returns the global index of every element, as (row, index in the row), uint32.
 
     The index counts in row-major order over the whole (global, unsharded) shape. A
     row is the longest run of trailing dimensions that 32 bits can number; it is None
-    where one row holds everything.
+    where one row holds everything. What has symbolic dimensions is one row.
     """
-    rank = next(
-        (i for i in range(len(shape)) if math.prod(shape[i:]) <= _INDEX_LIMIT),
-        len(shape),
-    )
-    rows = math.prod(shape[:rank])
-    if rows > _INDEX_LIMIT or (shape and rank == len(shape)):
-        raise ValueError(
-            "a leaf must have at most 2**32 rows of at most 2**32 elements, "
-            f"got shape {shape}"
+    dims = range(len(shape))
+    rank = 0
+    if all(isinstance(size, int) for size in shape):
+        sizes = [math.prod(shape[dim:]) for dim in [*dims, len(shape)]]
+        rank = next(dim for dim, size in enumerate(sizes) if size <= _INDEX_LIMIT)
+        if math.prod(shape[:rank]) > _INDEX_LIMIT or (shape and rank == len(shape)):
+            raise ValueError(
+                "a leaf must have at most 2**32 rows of at most 2**32 elements, "
+                f"got shape {shape}"
+            )
+    if rank:
+        return _count(shape, dims[:rank], sharding), _count(
+            shape, dims[rank:], sharding
         )
-    return (
-        _count(shape, range(rank), sharding) if rank else None,
-        _count(shape, range(rank, len(shape)), sharding),
-    )
+    if flat and sharding is None:
+        # XLA for TPU computes i * d of Horner's rule apart, and merges the leaves that
+        # share it; not where it finds the products in here by itself. Elsewhere, where
+        # columns are sharded, this would be computed whole.
+        return None, jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    return None, _count(shape, dims, sharding)
 
 
 def _count(
-    shape: tuple[int, ...],
+    shape: tuple[Any, ...],
     dims: range,
     sharding: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
-    terms, stride = [], 1
-    for dim in reversed(dims):
-        if shape[dim] > 1:
-            position = jax.lax.broadcasted_iota(
-                jnp.uint32, shape, dim, out_sharding=sharding
-            )
-            terms.append(position * np.uint32(stride) if stride > 1 else position)
-        stride *= shape[dim]
-    if not terms:
+    """The index along `dims`, by Horner's rule: ((i d + j) e + k)."""
+    index = None
+    for dim in dims:
+        if isinstance(shape[dim], int) and shape[dim] == 1:
+            continue
+        position = jax.lax.broadcasted_iota(
+            jnp.uint32, shape, dim, out_sharding=sharding
+        )
+        if index is None:
+            index = position
+        else:
+            index = index * jnp.asarray(shape[dim]).astype(jnp.uint32) + position
+    if index is None:
         return jnp.zeros(shape, jnp.uint32, out_sharding=sharding)
-    return functools.reduce(jnp.add, terms)
+    return index
 
 
 def draw(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-    """Returns a uniform integer in [0, 2**24), uint32, for every index.
+    """Returns a uniform integer in [0, 2**32), uint32, for every index.
 
-    Multiply-xorshift rounds with the constants of the finaliser "triple32"
-    (C. Wellons, Hash Prospector, 2018) over a Weyl sequence, a key word before the
-    first and the second. Adding the start again in the middle makes it a random
-    function of the index rather than a permutation, so that the number kept is
-    binomial in huge leaves too.
+    Three rounds of xorshift and multiply over a Weyl sequence, on which `first` says
+    where to begin. `second` enters after the first round, with the index: so leaves
+    whose parts of the sequence overlap share nothing, and the draw is a random
+    function of the index and not a permutation, so that the number kept is binomial
+    in huge leaves too.
     """
-    start = index * np.uint32(_WEYL) + first
-    x = start ^ (start >> np.uint32(17))
-    x = x * np.uint32(0xED5AD4BB)
-    x = x ^ (x >> np.uint32(11))
-    x = x + (start ^ second)
-    x = x * np.uint32(0xAC4C1B51)
-    x = x ^ (x >> np.uint32(15))
-    x = x * np.uint32(0x31848BAB)
-    return x >> np.uint32(32 - _DRAW_BITS)  # the high bits are the well mixed ones
+    step = index * _ODD
+    x = step + first
+    x = x ^ (x >> _SHIFT)
+    x = x * _ODD + (step ^ second)
+    x = x ^ (x >> _SHIFT)
+    x = x * _ODD
+    x = x ^ (x >> _SHIFT)
+    return x * _ODD  # the high bits are the well mixed ones
 
 
-def threshold(keep_prob: jax.typing.ArrayLike) -> jax.Array:
-    """Returns the uint32 below which a draw is kept, for a scalar in [0, 1].
+def is_kept(drawn: jax.Array, limit: int | jax.Array) -> jax.Array:
+    """Returns whether the high 24 bits of a draw are below `limit`."""
+    if isinstance(limit, int) and limit > 0:  # the same for one operation less
+        return drawn <= np.uint32((limit << 8) - 1)
+    return drawn >> np.uint32(32 - _THRESHOLD_BITS) < limit
+
+
+def threshold(keep_prob: jax.typing.ArrayLike) -> int | jax.Array:
+    """Returns the `limit` of `is_kept` for a probability: an int for a Python number.
 
     Computed in float32 whatever the dtype and configuration, so that the bits never
     depend on them. Outside of [0, 1] it saturates; NaN keeps nothing.
     """
+    if isinstance(keep_prob, (int, float)):
+        return int(np.ceil(np.float32(keep_prob) * 2**_THRESHOLD_BITS))
     prob = jnp.asarray(keep_prob).astype(jnp.float32)
     prob = jnp.where(prob > 0, jnp.minimum(prob, 1), 0)
-    return jnp.ceil(prob * 2**_DRAW_BITS).astype(jnp.uint32)
+    limit: jax.Array = jnp.ceil(prob * 2**_THRESHOLD_BITS).astype(jnp.uint32)
+    return limit
 
 
-def _scramble(x: jax.Array) -> jax.Array:
-    """The finaliser "lowbias32": a bijection of uint32 without visible structure."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
+def inverse_probability(limit: int | jax.Array, dtype: Any) -> jax.Array:
+    """Returns 1 / the probability with which `is_kept` keeps; never divides by 0."""
+    atoms = jnp.maximum(jnp.asarray(limit, jnp.uint32), 1).astype(dtype)
+    inverse: jax.Array = 2**_THRESHOLD_BITS / atoms
+    return inverse

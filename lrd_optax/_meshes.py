@@ -38,3 +38,15 @@ def explicit_sharding(kind: Any) -> NamedSharding | None:
     # Not all of sharding.spec: the mask has no part in what is reduced or not.
     spec = [visible(sharding.spec[dim]) for dim in range(len(sharding.spec))]
     return NamedSharding(mesh, PartitionSpec(*spec)) if any(spec) else None
+
+
+def lie_together(leaves: list[Any]) -> bool:
+    """Returns whether one jitted function may take all of them: False for arrays on
+    different devices, outside of jit.
+    """
+    devices = {
+        frozenset(leaf.devices())
+        for leaf in leaves
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    }
+    return len(devices) < 2

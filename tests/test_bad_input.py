@@ -348,3 +348,21 @@ def test_values_at_run_time_saturate(value, kept, jit):
     assert out.sum() == kept
     mask = jit(lambda p: lrd_optax.sample_mask(0, ONES, p))(jnp.float32(value))
     assert mask.sum() == kept
+
+
+@pytest.mark.skipif(
+    not hasattr(jax.typeof(1.0), "memory_space"), reason="types without memory spaces"
+)
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_updates_in_host_memory(run):
+    device = jax.sharding.SingleDeviceSharding(
+        jax.devices("cpu")[0], memory_kind="pinned_host"
+    )
+    updates = {"w": jax.device_put(jnp.ones(3), device)}
+    tx = make()
+    raises(
+        ValueError,
+        "updates must be in device memory, got a leaf in host memory: "
+        "move it with jax.device_put",
+        lambda: run(tx.update)(updates, tx.init(None)),
+    )

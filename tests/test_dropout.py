@@ -63,10 +63,34 @@ def test_unbiased_multiplies_what_is_kept(run, dtype, p, x64):
     mask = lrd_optax.sample_mask(0, updates, p)
     assert out.dtype == updates.dtype
     wide = np.complex128 if np.iscomplexobj(updates) else np.float64
-    expected = np.where(mask, np.asarray(updates, wide) / p, 0)
+    kept = np.ceil(np.float32(p) * 2**24) / 2**24  # the probability of the mask
+    assert abs(kept - p) < 2**-24
+    expected = np.where(mask, np.asarray(updates, wide) / float(kept), 0)
     # Off by the rounding of 1/p, of the product, and of the result: 1.5 ulp.
     eps = float(jnp.finfo(updates.dtype).eps)
     np.testing.assert_allclose(np.asarray(out, wide), expected, rtol=1.5 * eps, atol=0)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("p", [1e-5, 1e-6, 1e-7])
+def test_unbiased_divides_by_the_probability_that_the_mask_has(p, traced):
+    # Of 2**24 values of a draw a whole number are kept: 17 at 1e-6, 1.3 % too many.
+    kept = np.ceil(np.float32(p) * 2**24) / 2**24
+    size, many = 2**22, 2**6
+
+    def run(p, seed):
+        tx = lrd_optax.learning_rate_dropout(p, key=seed, unbiased=True)
+        out, _ = tx.update(jnp.ones(size), tx.init(None))
+        return out.mean(), out.max()
+
+    def all_of(p):
+        return jax.lax.map(lambda seed: run(p, seed), jnp.arange(many))
+
+    means, largest = jax.jit(all_of)(p) if traced else jax.jit(lambda: all_of(p))()
+    assert largest.max() == np.float32(1 / kept)
+    # The mean of the update is that of the dense one, within what chance allows.
+    deviation = (kept * size * many) ** -0.5
+    assert abs(float(means.mean()) - 1) < 3 * deviation
 
 
 def test_unbiased_in_bfloat16_is_the_rounded_float32_product():
@@ -256,6 +280,55 @@ def test_meta_gradient_through_unrolled_updates(base):
     dense = jax.jit(jax.grad(lambda m: unrolled(m, lambda d, u, s: (u, s))))(meta)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-6)
     assert not np.allclose(ours[1], dense[1], rtol=0.01)
+
+
+def test_eager_update_is_one_call_for_the_whole_tree():
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    tree = [jnp.ones((3, n)) for n in range(1, 6)]
+    state = tx.init(tree)
+    tx.update(tree, state)
+    with jax.log_compiles(), jax.no_tracing():
+        tx.update(tree, state)  # nothing is traced or compiled a second time
+
+
+def test_schedule_of_numbers_does_not_compile_for_each():
+    tx = lrd_optax.learning_rate_dropout(lambda count: 0.5 + int(count) / 100, key=0)
+    ones, state = jnp.ones(50), tx.init(None)
+    _, state = tx.update(ones, state)
+    with jax.no_tracing():
+        for _ in range(3):
+            out, state = tx.update(ones, state)
+    before = state._replace(count=jnp.int32(4), rng_key=state.rng_key)
+    mask = lrd_optax.sample_mask(before.rng_key, ones, 0.54)
+    np.testing.assert_array_equal(tx.update(ones, before)[0], mask.astype(jnp.float32))
+    assert out.sum() > 0
+
+
+def test_leaves_on_different_devices_without_jit():
+    devices = jax.devices("cpu")[:3]
+    tree = [jnp.ones((4, 5)), jnp.ones(7), jnp.ones((4, 5))]
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    expected, after = tx.update(tree, tx.init(tree))
+    apart = [jax.device_put(x, d) for x, d in zip(tree, devices, strict=True)]
+    out, state = tx.update(apart, tx.init(apart))
+    chex.assert_trees_all_equal(out, expected)
+    chex.assert_trees_all_equal(state, after)
+    assert [x.devices() for x in out] == [{d} for d in devices]
+
+
+@pytest.mark.parametrize("text", ["n", "4*n, m", "3, n, m", "n, 1, m", "2, 3"])
+def test_export_with_symbolic_shapes_for_all_platforms(text):
+    shape = jax.export.symbolic_shape(text)
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0, unbiased=True)
+    spec = [jax.ShapeDtypeStruct(shape, jnp.float32)]
+    exported = jax.export.export(
+        jax.jit(tx.update), platforms=("cpu", "cuda", "rocm", "tpu")
+    )(spec, jax.eval_shape(tx.init, spec))
+    sizes = {"n": 5, "m": 7, "4*n": 20}
+    updates = [jnp.ones([sizes.get(str(dim), dim) for dim in shape])]
+    chex.assert_trees_all_equal(
+        exported.call(updates, tx.init(updates)), tx.update(updates, tx.init(updates))
+    )
 
 
 @pytest.mark.usefixtures("optax_promotion")

@@ -112,8 +112,39 @@ def test_key_is_threaded():
         updates, state = tx.update(ones, state)
         seen.append((tuple(state.rng_key.tolist()), tuple(updates.tolist())))
     assert len({key for key, _ in seen}) == len({masks for _, masks in seen}) == 5
-    following = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
-    assert seen[0][0] == tuple(jax.random.key_data(following).tolist())
+    assert seen[0][0] == (0x9E3779B9, 0xBB67AE85)
+
+
+DERIVED = {
+    "fold_in": lambda key: [jax.random.fold_in(key, i) for i in range(20)],
+    "split": lambda key: list(jax.random.split(key, 20)),
+    "split in a chain": lambda key: [
+        key := jax.random.split(key)[0] for _ in range(20)
+    ],
+    "bits": lambda key: list(jax.random.bits(key, (20, 2))),
+    "seeds": lambda key: list(range(1, 21)),
+    "counting": lambda key: [np.uint32([0, 0]) + np.uint32(i) for i in range(1, 21)],
+}
+
+
+@pytest.mark.parametrize("how", DERIVED)
+def test_keys_derived_from_one_another_never_meet(how):
+    # Before, the state's next key was fold_in(key, 0): such a key drew each mask of
+    # the first one step earlier.
+    key = jax.random.key(0, impl="threefry2x32")
+    keys = jnp.stack([words(key), *(words(k) for k in DERIVED[how](key))])
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+
+    def masks(rng_key):
+        def step(state, _):
+            updates, state = tx.update(jnp.ones(64), state)
+            return state, updates
+
+        state = tx.init(None)._replace(rng_key=rng_key)
+        return jax.lax.scan(step, state, length=50)[1]
+
+    drawn = np.asarray(jax.jit(jax.vmap(masks))(keys)).reshape(-1, 64)
+    assert len(np.unique(drawn, axis=0)) == 21 * 50
 
 
 def test_caller_keeps_the_key():

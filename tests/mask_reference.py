@@ -1,0 +1,40 @@
+"""The masks written down once more, in NumPy, one element at a time in the formulas."""
+
+import math
+
+import numpy as np
+
+ODD, LEAF_STRIDE, WORD = 0xED5AD4BB, 0x9E3779B1, 2**32
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUND_CONSTANTS = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+
+
+def step_words(key: tuple[int, int], step: int) -> tuple[int, int]:
+    """The words that update number `step` draws from, `key` being those of `init`."""
+    left, right = ((k + step * c) % WORD for k, c in zip(key, WEYL, strict=True))
+    for constant in ROUND_CONSTANTS:
+        x = (right + constant) % WORD
+        x = (x ^ x >> 16) * 0x7FEB352D % WORD
+        x = (x ^ x >> 15) * 0x846CA68B % WORD
+        left, right = right, left ^ x ^ x >> 16
+    return left, right
+
+
+def draws(
+    words: tuple[int, int], leaf: int, index: np.ndarray, second_alone: bool = False
+) -> np.ndarray:
+    """The draws of leaf number `leaf`. `second_alone` plants a bug: see the tests."""
+    step = index.astype(np.uint64) * ODD % WORD
+    x = (step + words[0] + (leaf + 1) * LEAF_STRIDE) % WORD
+    x = (x ^ x >> 16) * ODD % WORD
+    x = (x + (words[1] if second_alone else step ^ words[1])) % WORD
+    x = (x ^ x >> 16) * ODD % WORD
+    return (x ^ x >> 16) * ODD % WORD
+
+
+def mask(
+    words: tuple[int, int], leaf: int, shape: tuple[int, ...], keep_prob: float
+) -> np.ndarray:
+    index = np.arange(math.prod(shape)).reshape(shape)
+    limit = math.ceil(float(np.float32(keep_prob)) * 2**24)
+    return draws(words, leaf, index) >> 8 < limit
