@@ -3,8 +3,9 @@
     python benchmarks/step_cost.py            # the table, about 12 minutes on 2 cores
     python benchmarks/step_cost.py --optimizers Adam --trees ResNet-34 --dtypes float32
     python benchmarks/step_cost.py --scale    # to 300 M parameters and 1,000 leaves
+    python benchmarks/step_cost.py --small    # many leaves of (3, 4); without jit
 
-Writes benchmarks/results/<device>-step_cost.json (or -step_cost_scale.json).
+Writes benchmarks/results/<device>-step_cost.json (or -step_cost_scale.json, _small).
 """
 
 import argparse
@@ -115,12 +116,30 @@ def scale(args: argparse.Namespace) -> None:
     print("written:", timing.write("step_cost_scale", {"rows": rows}))
 
 
+def small(args: argparse.Namespace) -> None:
+    """Plain SGD on leaves of (3, 4): compiling many of them, and 50 without jit."""
+    drop, rows = lrd_optax.learning_rate_dropout(0.5, key=0), []
+    print(timing.HEADER)
+    for leaves in (250, 500, 1000, 2000):
+        shapes: timing.Shapes = [(3, 4)] * leaves
+        base, variants = optax.sgd(1e-3), {"ours": drop}
+        costs = timing.measure(base, variants, shapes, rounds=args.rounds)
+        for variant, cost in costs.items():
+            print(timing.row(f"{leaves} leaves, {variant}", cost), flush=True)
+            rows.append({"leaves": leaves, "variant": variant} | cost._asdict())
+    ratio = timing.without_jit(optax.sgd(1e-3), drop, [(3, 4)] * 50)
+    print(f"50 leaves without jit, update and apply: {ratio:.2f}")
+    written = {"rows": rows, "without_jit_ratio": ratio}
+    print("written:", timing.write("step_cost_small", written))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--scale", action="store_true", help="grow the model and the tree instead")
+    add("--small", action="store_true", help="many small leaves, and without jit")
     names = {"nargs": "+", "metavar": "NAME"}
     optimizers, trees = list(timing.OPTIMIZERS), list(timing.TREES)
     dtypes = ["float32", "bfloat16"]
@@ -131,7 +150,8 @@ def main() -> None:
     add("--rounds", type=int, default=11, help="rounds of interleaved samples")
     add("--no-bernoulli", action="store_true", help="leave the slow variant out")
     args = parser.parse_args()
-    scale(args) if args.scale else table(args)
+    run = scale if args.scale else small if args.small else table
+    run(args)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
+from jax import export
 
 import lrd_optax
 
@@ -318,10 +319,10 @@ def test_leaves_on_different_devices_without_jit():
 
 @pytest.mark.parametrize("text", ["n", "4*n, m", "3, n, m", "n, 1, m", "2, 3"])
 def test_export_with_symbolic_shapes_for_all_platforms(text):
-    shape = jax.export.symbolic_shape(text)
+    shape = export.symbolic_shape(text)
     tx = lrd_optax.learning_rate_dropout(0.5, key=0, unbiased=True)
     spec = [jax.ShapeDtypeStruct(shape, jnp.float32)]
-    exported = jax.export.export(
+    exported = export.export(
         jax.jit(tx.update), platforms=("cpu", "cuda", "rocm", "tpu")
     )(spec, jax.eval_shape(tx.init, spec))
     sizes = {"n": 5, "m": 7, "4*n": 20}

@@ -1,0 +1,234 @@
+"""The forms of the mask that were tried, and what XLA makes of each.
+
+    python benchmarks/mask_forms.py cpu     # or v5e, h100: see accelerators.py
+
+Each form is a threading of the key, a way in which the number of a leaf enters, a way
+to count its elements, and a hash. A step for ResNet-34 in float32 is compiled with
+each, and on a CPU it is timed. Writes benchmarks/results/<target>-mask_forms.json.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import accelerators  # first: it sets what JAX reads when it is imported
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import timing
+
+import lrd_optax
+
+LIMIT = np.uint32(2**31)
+ODD = np.uint32(0xED5AD4BB)
+WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint32)
+
+
+def threefry(words):
+    """Two calls of fold_in, as before this form was chosen."""
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    following, now = (jax.random.key_data(jax.random.fold_in(key, i)) for i in (0, 1))
+    return following, now[0], now[1]
+
+
+def feistel(words):
+    """The library's rounds, as straight code on every platform."""
+    left, right = words[0], words[1]
+    for constant in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344):
+        x = right + np.uint32(constant)
+        x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+        left, right = right, left ^ x ^ (x >> np.uint32(16))
+    return words + WEYL, left, right
+
+
+def as_scalar(first, second, number, leaf):
+    return first + number[0], second
+
+
+def as_array(first, second, number, leaf):
+    return (first + number)[0], second
+
+
+def in_both_words(first, second, number, leaf):
+    both = jnp.stack([first, second]) + number
+    return both[0], both[1]
+
+
+def behind_a_barrier(first, second, number, leaf):
+    words = jnp.stack([first, second])
+    words, number = jax.lax.optimization_barrier((words, number))
+    return words[0] + number[0], words[1]
+
+
+def from_a_table(first, second, number, leaf):
+    """One array with a row per leaf, of which each kernel takes its own."""
+    leaves = np.arange(1000, dtype=np.uint32)[:, None] * number[None] + number
+    table = jnp.stack([first, second]) + leaves
+    return table[leaf, 0], table[leaf, 1]
+
+
+def nowhere(first, second, number, leaf):
+    """All leaves draw alike: wrong, and what the number costs is what this saves."""
+    return first, second
+
+
+def row_major(shape):
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    for dim in reversed(range(len(shape))):
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
+        index, stride = index + position * np.uint32(stride), stride * shape[dim]
+    return index
+
+
+def horner(shape):
+    index = jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
+    for dim in range(1, len(shape)):
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
+        index = index * np.uint32(shape[dim]) + position
+    return index
+
+
+def flat(shape):
+    return jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape)
+
+
+def before(index, first, second):
+    """Three multipliers and three shifts, and the second word alone in the middle."""
+    start = index * np.uint32(0x9E3779B1) + first
+    x = start ^ (start >> np.uint32(17))
+    x = x * np.uint32(0xED5AD4BB)
+    x = x ^ (x >> np.uint32(11))
+    x = x + (start ^ second)
+    x = x * np.uint32(0xAC4C1B51)
+    x = x ^ (x >> np.uint32(15))
+    return x * np.uint32(0x31848BAB)
+
+
+def rounds(count, index, first, second):
+    """The library's draw has three."""
+    step = index * ODD
+    x = step + first
+    for number in range(count):
+        x = (x ^ (x >> np.uint32(16))) * ODD
+        if number == 0:
+            x = x + (step ^ second)
+    return x
+
+
+three, two = (functools.partial(rounds, count) for count in (3, 2))
+
+
+class Form(NamedTuple):
+    threading: Callable
+    number: Callable
+    index: Callable
+    draw: Callable | None  # None: one decision for the whole tree
+
+
+FORMS = {
+    "before: arrays": Form(threefry, in_both_words, row_major, before),
+    "scalar number": Form(threefry, as_scalar, row_major, before),
+    "scalar number, Horner": Form(threefry, as_scalar, horner, before),
+    "behind a barrier": Form(threefry, behind_a_barrier, row_major, before),
+    "a table for the tree": Form(feistel, from_a_table, horner, three),
+    "own threading": Form(feistel, in_both_words, row_major, before),
+    "own threading, hash": Form(feistel, in_both_words, row_major, three),
+    "one word, array, Horner": Form(feistel, as_array, horner, three),
+    "one word, array, flat": Form(feistel, as_array, flat, three),
+    "one word, scalar, Horner": Form(feistel, as_scalar, horner, three),
+    "one word, scalar, flat": Form(feistel, as_scalar, flat, three),
+    "two rounds, array, Horner": Form(feistel, as_array, horner, two),
+    "two rounds, scalar, flat": Form(feistel, as_scalar, flat, two),
+    "no number (wrong)": Form(feistel, nowhere, horner, three),
+    "select only (wrong)": Form(feistel, nowhere, horner, None),
+}
+
+
+def dropout(form: Form) -> optax.GradientTransformation:
+    """Learning Rate Dropout at 0.5 in another form."""
+
+    @functools.partial(jax.jit, static_argnames=("shape", "leaf"))
+    def mask(first, second, number, shape, leaf):
+        if form.draw is None:
+            return jnp.broadcast_to(first < LIMIT, shape)
+        words = form.number(first, second, number, leaf)
+        return form.draw(form.index(shape), *words) < LIMIT
+
+    def update(updates, words, params=None):
+        following, first, second = form.threading(words)
+        leaves, treedef = jax.tree.flatten(updates)
+        kept = []
+        for n, leaf in enumerate(leaves):
+            number = (n + 1) * 0x9E3779B1 % 2**32
+            number = np.array([number, number ^ 1], np.uint32)
+            which = n if form.number is from_a_table else None
+            chosen = mask(first, second, number, leaf.shape, which)
+            kept.append(jax.lax.select(chosen, leaf, jnp.zeros_like(leaf)))
+        return jax.tree.unflatten(treedef, kept), following
+
+    return optax.GradientTransformation(lambda _: jnp.zeros(2, jnp.uint32), update)
+
+
+OPTIMIZERS = ("Adam", "SGD+momentum")
+TREE = timing.TREES["ResNet-34"]
+
+
+def forms() -> dict[str, optax.GradientTransformation]:
+    shipped = lrd_optax.learning_rate_dropout(0.5, key=0)
+    return {"shipped": shipped} | {name: dropout(FORMS[name]) for name in FORMS}
+
+
+def compiled(target: str) -> list[dict]:
+    """What a step costs with each form, as the compiler of an accelerator has it."""
+    found, rows = accelerators.devices(target), []
+    accelerators.VARIANTS.update(forms())
+    names = ["base", *forms()]
+    print(f"{target}. {accelerators.NOTE}\n{accelerators.HEADER}", flush=True)
+    for optimizer in OPTIMIZERS:
+        what = target, found, "one", optimizer
+        base = accelerators.figures(*what, "base", TREE)  # the first pays start-up
+        for name in names:
+            cost = accelerators.figures(*what, name, TREE, repeats=2)
+            base = cost if name == "base" else base
+            title = f"{optimizer}, {name}"
+            print(accelerators.row(title, cost, base, TREE), flush=True)
+            rows.append({"optimizer": optimizer, "form": name} | cost._asdict())
+    return rows
+
+
+def timed(rounds: int) -> list[dict]:
+    """What a step costs on this machine with each form."""
+    rows = []
+    print(timing.HEADER)
+    for optimizer in (*OPTIMIZERS, "SGD"):
+        base = timing.OPTIMIZERS[optimizer]()
+        for name, cost in timing.measure(base, forms(), TREE, rounds=rounds).items():
+            print(timing.row(f"{optimizer}, {name}", cost), flush=True)
+            rows.append({"optimizer": optimizer, "form": name} | cost._asdict())
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", choices=["cpu", *accelerators.TPU, "h100"])
+    parser.add_argument("--rounds", type=int, default=9, help="of timing, on cpu")
+    args = parser.parse_args()
+    if args.target == "cpu":
+        print("written:", timing.write("mask_forms", {"rows": timed(args.rounds)}))
+        return
+    rows = compiled(args.target)
+    path = timing.RESULTS / f"{args.target}-mask_forms.json"
+    machine = accelerators.machine(args.target)
+    written = {"note": accelerators.NOTE, "machine": machine, "rows": rows}
+    path.write_text(json.dumps(written, indent=1) + "\n")
+    print("written:", path)
+
+
+if __name__ == "__main__":
+    main()
