@@ -41,7 +41,7 @@ def tree_masks(
         for leaf in leaves
     ]
     axes = [_meshes.varying_axes(kind) for kind in kinds]
-    shards = {each: _keys.shard_words(words, each) for each in set(axes)}
+    shards = {each: _keys.shard_words(words, each) for each in dict.fromkeys(axes)}
     fixed, traced = (limit, None) if isinstance(limit, int) else (None, limit)
     return [
         _leaf_mask(
@@ -50,7 +50,7 @@ def tree_masks(
             traced,
             fixed,
             kind.shape,
-            _meshes.explicit_sharding(kind),
+            _meshes.explicit_sharding(leaves[n], kind),
         )
         for n, kind in enumerate(kinds)
     ]

@@ -18,13 +18,15 @@ def varying_axes(kind: Any) -> frozenset[Hashable]:
     return frozenset(axes or ())
 
 
-def explicit_sharding(kind: Any) -> NamedSharding | None:
+def explicit_sharding(leaf: Any, kind: Any) -> NamedSharding | None:
     """Returns its sharding over the Explicit axes of the mesh in use, if any.
 
     Without it JAX would take the mask for replicated there, and compute it whole on
     every device. Over other axes XLA decides.
     """
     sharding, mesh = kind.sharding, jax.sharding.get_abstract_mesh()
+    if mesh.empty and isinstance(leaf, jax.core.Tracer):
+        mesh = getattr(sharding, "mesh", mesh)  # jit takes it from its arguments
     # Outside of jit and of jax.set_mesh no devices are known to place the mask on.
     if not isinstance(sharding, NamedSharding) or sharding.mesh.abstract_mesh != mesh:
         return None
@@ -44,9 +46,13 @@ def lie_together(leaves: list[Any]) -> bool:
     """Returns whether one jitted function may take all of them: False for arrays on
     different devices, outside of jit.
     """
-    devices = {
-        frozenset(leaf.devices())
-        for leaf in leaves
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-    }
-    return len(devices) < 2
+
+    def devices(leaf: jax.Array) -> tuple[Any, ...]:
+        # On a mesh their order counts.
+        if isinstance(leaf.sharding, NamedSharding):
+            return tuple(leaf.sharding.mesh.devices.flat)
+        return tuple(sorted(leaf.devices(), key=lambda device: device.id))
+
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    concrete = [leaf for leaf in arrays if not isinstance(leaf, jax.core.Tracer)]
+    return len({devices(leaf) for leaf in concrete}) < 2

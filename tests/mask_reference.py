@@ -13,11 +13,20 @@ def step_words(key: tuple[int, int], step: int) -> tuple[int, int]:
     """The words that update number `step` draws from, `key` being those of `init`."""
     left, right = ((k + step * c) % WORD for k, c in zip(key, WEYL, strict=True))
     for constant in ROUND_CONSTANTS:
-        x = (right + constant) % WORD
-        x = (x ^ x >> 16) * 0x7FEB352D % WORD
-        x = (x ^ x >> 15) * 0x846CA68B % WORD
-        left, right = right, left ^ x ^ x >> 16
+        left, right = right, left ^ scramble((right + constant) % WORD)
     return left, right
+
+
+def scramble(x: int) -> int:
+    x = (x ^ x >> 16) * 0x7FEB352D % WORD
+    x = (x ^ x >> 15) * 0x846CA68B % WORD
+    return x ^ x >> 16
+
+
+def row_words(words: tuple[int, int], leaf: int, row: int) -> tuple[int, int]:
+    """The words of a row, for `draws` with leaf -1, where a leaf has more than one."""
+    first = words[0] + (leaf + 1) * LEAF_STRIDE + row
+    return scramble(first % WORD), scramble(words[1] ^ row)
 
 
 def draws(

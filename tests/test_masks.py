@@ -12,6 +12,7 @@ import pytest
 from law import p_values, worst
 
 import lrd_optax
+from lrd_optax import _masks
 
 STEPS, LEAVES, SHAPE = 16, 6, (64, 64)
 
@@ -179,6 +180,14 @@ def test_mask_depends_on_the_flat_index_alone():
         np.testing.assert_array_equal(mask.reshape(-1), flat)
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (1, 5), (3, 4), (2, 1, 3, 5), (0, 3)])
+def test_tpu_counts_the_elements_alike(shape):
+    # Its form is not compiled elsewhere, so that no public function shows it.
+    (_, flat), (_, index) = (_masks.element_index(shape, flat=f) for f in (True, False))
+    np.testing.assert_array_equal(flat, index)
+    np.testing.assert_array_equal(index.reshape(-1), np.arange(index.size))
+
+
 def test_appending_a_leaf_leaves_the_others_alone():
     leaves = [jnp.ones(50), jnp.ones(50)]
     few = lrd_optax.sample_mask(0, leaves, 0.5)
@@ -197,6 +206,11 @@ def test_more_elements_than_32_bits_can_number():
         return mask[:2], mask[2**17 :]
 
     first, last = (np.asarray(x) for x in ends(np.uint32([0, 1])))
+    words = mask_reference.step_words((0, 1), 0)
+    for row, mask in [*enumerate(first), *enumerate(last, 2**17)]:
+        own = mask_reference.row_words(words, 0, row)
+        drawn = mask_reference.draws(own, -1, np.arange(2**15))
+        np.testing.assert_array_equal(mask, drawn < 2**31)
     both = np.concatenate([first, last]).reshape(4, 8, 64, 64)
     assert worst(both, 0.5) > 0.01
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from law import p_values, worst
 
@@ -132,10 +132,33 @@ def test_arrays_of_an_explicit_mesh_outside_of_set_mesh(jit):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
     updates = jax.device_put(jnp.ones((8, 6)), NamedSharding(mesh, P("x", "y")))
     tx = lrd_optax.learning_rate_dropout(0.5, key=0)
-    out, _ = jit(tx.update)(updates, tx.init(updates))
-    expected = lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
-    np.testing.assert_array_equal(out, expected)
-    assert out.sharding.is_equivalent_to(updates.sharding, 2)
+    update, state = jit(tx.update), tx.init(updates)
+    # From the second step on the state lies on the mesh too.
+    for _ in range(3):
+        expected = lrd_optax.sample_mask(
+            np.asarray(state.rng_key), np.ones((8, 6)), 0.5
+        )
+        out, state = update(updates, state)
+        np.testing.assert_array_equal(out, expected)
+        assert out.sharding.is_equivalent_to(updates.sharding, 2)
+    state = jax.device_put(tx.init(updates), NamedSharding(mesh, P()))
+    np.testing.assert_array_equal(
+        update(updates, state)[0], lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
+    )
+
+
+def test_leaves_on_meshes_of_different_order_without_jit():
+    devices = np.array(jax.devices("cpu")[:4])
+    tree = [
+        jax.device_put(jnp.ones((8, 3)), NamedSharding(Mesh(order, ("x",)), P("x")))
+        for order in (devices, devices[::-1])
+    ]
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    out, _ = tx.update(tree, tx.init(tree))
+    chex.assert_trees_all_equal(
+        jax.device_get(out),
+        jax.device_get(tx.update([np.ones((8, 3), "f")] * 2, tx.init(None))[0]),
+    )
 
 
 def test_key_that_was_sharded_with_the_rest_of_the_state(mesh):
