@@ -3,7 +3,7 @@
     python benchmarks/draw_designs.py
 
 Times ResNet-34 in float32 and writes benchmarks/results/<device>-draw_designs.json.
-The last column is the largest of 1,136 correlations between masks, in standard
+The last column is the largest of 1,216 correlations between masks, in standard
 deviations: elements at 64 distances, leaves whose hashes share their first word, and
 leaves that overlap on the Weyl sequence.
 Independent masks give about 3.6; far more than that is structure.
@@ -24,6 +24,8 @@ import lrd_optax
 Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 ODD = 0xED5AD4BB  # of the library's draw
+# By so many elements two leaves overlap on the Weyl sequence.
+OVERLAPS = (1, 2, 3, 64, 4096, 2**14, 2**15, 2**16, 2**17, 2**18)
 
 
 def multiply_xorshift(rounds: int) -> Draw:
@@ -101,7 +103,7 @@ def dropout(
     return optax.GradientTransformation(init, update)
 
 
-def largest_correlation(draw: Draw, keys: int = 16, size: int = 2**20) -> float:
+def largest_correlation(draw: Draw, keys: int = 16, size: int = 2**22) -> float:
     """The largest |z| between masks that should be independent."""
     powers = (9, 12, 13, 14, 15, 16, 17, 18)
     lags = (*range(1, 41), *(2**i + j for i in powers for j in (-1, 0, 1)))
@@ -120,7 +122,7 @@ def largest_correlation(draw: Draw, keys: int = 16, size: int = 2**20) -> float:
             largest = max(largest, abs(here[lag : lag + size] @ here[:size]))
         for other in others:
             largest = max(largest, abs(here[:size] @ other[:size]))
-        for lag in (1, 2, 3, 64, 4096):  # a leaf that overlaps on the Weyl sequence
+        for lag in OVERLAPS:
             moved = np.uint32((int(first) + lag * ODD) % 2**32)
             other = np.asarray(signs(moved, seconds[0]))
             largest = max(largest, abs(here[lag : lag + size] @ other[:size]))

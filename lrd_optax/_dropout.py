@@ -47,8 +47,8 @@ def learning_rate_dropout(
     ``add_decayed_weights``, ``scale_by_learning_rate``.
 
     The mean update is :math:`p\,u_t`, as in the paper. `unbiased` makes it
-    :math:`u_t`: it divides by the probability that the mask has, which is the least
-    multiple of :math:`2^{-24}` from :math:`p` on.
+    :math:`u_t`. It divides by the probability that the mask really has: that is
+    :math:`p`, rounded up to a multiple of :math:`2^{-24}`.
 
     Args:
       keep_prob: the probability :math:`p` that an element is KEPT: a number in

@@ -55,7 +55,7 @@ def check_key(key: KeyLike, name: str = "key") -> None:
 
 
 def key_words(key: KeyLike) -> jax.Array:
-    """Returns `key` as two threefry words, ``uint32[2]``, in a buffer of its own.
+    """Returns `key` as two words, ``uint32[2]``, in a buffer of its own.
 
     An int seed gives the words of ``jax.random.key(seed, impl="threefry2x32")``
     as they are under x64, whatever the configuration says: high bits are never
@@ -81,9 +81,9 @@ def key_words(key: KeyLike) -> jax.Array:
 def step_words(words: jax.Array) -> tuple[jax.Array, Words]:
     """Returns the words that replace `words`, and the words to draw from now.
 
-    What is threaded counts in steps of the two Weyl constants of Philox, and what is
-    drawn from is a bijection of it. So keys that users derive from one another, by
-    ``fold_in``, by ``split`` or by counting, do not come upon each other's masks.
+    The words of the state grow by two fixed odd constants at each step. A one-to-one
+    mixing of them gives the words to draw from. So keys that users derive from one
+    another, by ``fold_in``, ``split`` or counting, do not repeat each other's masks.
     """
     following = words + _WEYL
     # A rule that shards every array of a state may have cut the two words apart.
@@ -112,8 +112,8 @@ def _mixed(words: Words) -> Words:
     """A bijection of pairs of words: a Feistel network of four rounds.
 
     Not threefry: compiled for a GPU, two calls of it take longer than all of this, and
-    on a TPU they change what XLA prefetches in the whole program. And two scalars: XLA
-    for GPU merges the kernels of leaves that share an array.
+    on a TPU they change what XLA prefetches in the whole program. The words are two
+    scalars because XLA for GPU merges the kernels of leaves that share an array.
     """
 
     def turn(words: Words, constant: Any) -> tuple[Words, None]:

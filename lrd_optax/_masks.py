@@ -57,9 +57,9 @@ def tree_masks(
 
 
 def _leaf_number(leaf: int) -> np.ndarray:
-    # Two elements that differ, since XLA takes one, or two alike, for a scalar. On CPU
-    # and GPU a scalar becomes a constant of the kernel, so that each leaf needs one of
-    # its own. An array is an argument: leaves of one shape share their kernel.
+    # On CPU and GPU a scalar becomes a constant of the kernel, so that each leaf needs a
+    # kernel of its own. An array is an argument: leaves of one shape share their kernel.
+    # Its two elements differ, since XLA turns one, or two alike, into a scalar.
     number = (leaf + 1) * _LEAF_STRIDE % 2**32
     return np.array([number, number ^ 1], np.uint32)
 
@@ -77,7 +77,7 @@ def _leaf_mask(
     first, second = words
 
     def on_tpu() -> tuple[jax.Array, jax.Array | None, jax.Array]:
-        # A scalar, which costs nothing there. An array would cost two kernels per leaf.
+        # A scalar, which costs nothing there. An array would cost a kernel per leaf.
         return first + number[0], *element_index(shape, sharding, flat=True)
 
     def elsewhere() -> tuple[jax.Array, jax.Array | None, jax.Array]:
@@ -117,8 +117,8 @@ def element_index(
         )
     if flat and sharding is None:
         # XLA for TPU computes i * d of Horner's rule apart, and merges the leaves that
-        # share it; not where it finds the products in here by itself. Elsewhere, where
-        # columns are sharded, this would be computed whole.
+        # share it. It does not merge leaves that use one flat iota. Elsewhere, where
+        # columns are sharded, this form would be computed whole.
         return None, jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     return None, _count(shape, dims, sharding)
 
