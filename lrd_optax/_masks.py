@@ -57,8 +57,8 @@ def tree_masks(
 
 
 def _leaf_number(leaf: int) -> np.ndarray:
-    # On CPU and GPU a scalar becomes a constant of the kernel, so that each leaf needs a
-    # kernel of its own. An array is an argument: leaves of one shape share their kernel.
+    # On CPU and GPU a scalar becomes a constant of the kernel, so that each leaf needs
+    # its own kernel. An array is an argument: leaves of one shape share their kernel.
     # Its two elements differ, since XLA turns one, or two alike, into a scalar.
     number = (leaf + 1) * _LEAF_STRIDE % 2**32
     return np.array([number, number ^ 1], np.uint32)
