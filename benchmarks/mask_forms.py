@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import timing
+from draw_designs import multiply_xorshift, row_major
+from draw_designs import reshaped as flat
 
 import lrd_optax
 
 LIMIT = np.uint32(2**31)
-ODD = np.uint32(0xED5AD4BB)
 WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint32)
 
 
@@ -76,24 +77,12 @@ def nowhere(first, second, number, leaf):
     return first, second
 
 
-def row_major(shape):
-    index, stride = jnp.zeros(shape, jnp.uint32), 1
-    for dim in reversed(range(len(shape))):
-        position = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
-        index, stride = index + position * np.uint32(stride), stride * shape[dim]
-    return index
-
-
 def horner(shape):
     index = jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
     for dim in range(1, len(shape)):
         position = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
         index = index * np.uint32(shape[dim]) + position
     return index
-
-
-def flat(shape):
-    return jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape)
 
 
 def before(index, first, second):
@@ -108,18 +97,7 @@ def before(index, first, second):
     return x * np.uint32(0x31848BAB)
 
 
-def rounds(count, index, first, second):
-    """The library's draw has three."""
-    step = index * ODD
-    x = step + first
-    for number in range(count):
-        x = (x ^ (x >> np.uint32(16))) * ODD
-        if number == 0:
-            x = x + (step ^ second)
-    return x
-
-
-three, two = (functools.partial(rounds, count) for count in (3, 2))
+three, two = multiply_xorshift(3), multiply_xorshift(2)
 
 
 class Form(NamedTuple):
