@@ -12,317 +12,26 @@ or GPUs. Writes benchmarks/results/<target>-compiled.json.
 """
 
 import argparse
-import contextlib
-import gc
-import glob
-import importlib.metadata
-import importlib.util
 import itertools
 import json
-import math
-import os
-import re
-import subprocess
 import sys
-import sysconfig
-import tempfile
-import time
-from pathlib import Path
-from typing import Any, NamedTuple
 
-# Read when jax is imported. Without these libtpu looks for a TPU of its own.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
-# Its lock keeps one process at a time on a chip, and there is no chip.
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+import compiled  # first: it sets what JAX reads when it is imported
 import optax
 import step_cost
 import timing
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from compiled import Figures
 
 import lrd_optax
 
-NOTE = "A compiler's figures, not times: nothing ran on a device."
-TPU = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 COUNTS = {f"{n} leaves": n for n in (10, 100, 500, 1000)}
 TREES = timing.TREES | {k: step_cost.shapes_of(10**7, n) for k, n in COUNTS.items()}
-# The axes of the mesh over which the last two dimensions of a leaf lie.
-LAYOUTS: dict[str, tuple[str | None, str | None]]
-LAYOUTS = {"replicated": (None, None), "rows": ("x", None), "columns": (None, "y")}
-LAYOUTS["both"] = ("x", "y")
-MESHES = ["one", *(f"{t} {at}" for t in ("auto", "explicit") for at in LAYOUTS)]
+MESHES = ["one"] + [f"{t} {x}" for t in ("auto", "explicit") for x in compiled.LAYOUTS]
 VARIANTS = {
     "base": optax.identity(),
     "LRD": lrd_optax.learning_rate_dropout(0.5, key=0),
     "bernoulli": step_cost.bernoulli_dropout(0.5),
 }
-COLLECTIVE = re.compile(
-    r" (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
-    r"|collective-broadcast)(?:-start)?\("
-)
-VIEWS = {"tuple", "get-tuple-element", "bitcast"}
-FREE = VIEWS | {"parameter", "constant"}
-BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
-# How to find kernels, instructions, stores (vector, bits) and the last instruction.
-SASS = (
-    r"\n\.text\.",
-    r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*)",
-    r"STG\.E()(?:\.[US]?(\d+))?",
-    "EXIT",
-)
-PTX = (
-    r"\.entry ",
-    r"^\s+(?:@!?%p\d+ )?([a-z][\w.]*)(?:\s.*)?;$",
-    r"st\.global(?:\.v(\d))?\.[a-z](\d+)",
-    "ret",
-)
-
-
-class Figures(NamedTuple):
-    """What the compiler says about one step. None where it says nothing."""
-
-    kernels: int
-    scalar_operations: int  # on the TPU's scalar core, no kernels
-    cycles: int | None
-    instructions: float | None  # an element, in the kernel of a tree of one leaf
-    registers: int | None  # a thread, in the kernel that takes the most
-    temporaries: int  # bytes in HBM
-    on_chip: int | None  # bytes of all arrays put on the chip, not all at once
-    temp_size: int  # of memory_analysis(), which says little on TPU: see `memory`
-    peak: int
-    collectives: int
-    compile_seconds: float
-
-
-class Operation(NamedTuple):
-    """A line of the optimized program. A result is (bytes, dimensions, space)."""
-
-    name: str
-    code: str
-    results: list[tuple[int, str, int]]
-    is_tuple: bool
-    operands: list[str]
-    root: bool
-
-
-def devices(target: str) -> list[Any]:
-    """Returns four devices that are not there. Exits if their plugin is not either."""
-    plugin, pip = "libtpu", '"jax[tpu]"'
-    description: dict[str, str] = {"topology_name": TPU.get(target, "gpu")}
-    if target not in TPU:
-        plugin, version = "jax_cuda13_plugin", jax.__version__
-        pip = f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}"
-        pip += " nvidia-cuda-nvcc nvidia-nvvm"
-        config = (Path(__file__).parent / f"{target}.txtpb").read_text()
-        description |= {"topology": "1x1x4", "target_config": config}
-    if not importlib.util.find_spec(plugin):
-        sys.exit(f"{target} needs a plugin that is missing: pip install {pip}")
-    platform = "tpu" if target in TPU else "cuda"
-    return topologies.get_topology_desc(platform=platform, **description).devices
-
-
-def layout(mesh: Mesh, shape: tuple[int, ...], name: str) -> NamedSharding:
-    """Returns how a leaf lies on the mesh. What does not divide is replicated."""
-    axes: list[str | None] = [None] * len(shape)
-    if len(shape) > 1:
-        for dimension, axis in zip((-2, -1), LAYOUTS[name], strict=True):
-            if axis and shape[dimension] % mesh.shape[axis] == 0:
-                axes[dimension] = axis
-    return NamedSharding(mesh, PartitionSpec(*axes))
-
-
-def compile_step(
-    found: list[Any], mesh: str, tx: Any, shapes: Any, dtype: Any, repeats: int
-) -> tuple[Any, Any, float]:
-    """Returns the step, lowered and compiled, and the least seconds that both took."""
-    kind, _, at = mesh.partition(" ")
-    single, grid = jax.sharding.SingleDeviceSharding(found[0]), None
-    if kind != "one":
-        types = (AxisType.Auto if kind == "auto" else AxisType.Explicit,) * 2
-        grid = Mesh(np.array(found[:4]).reshape(2, 2), ("x", "y"), axis_types=types)
-
-    def placed(x: Any) -> jax.ShapeDtypeStruct:
-        sharding = single if grid is None else layout(grid, x.shape, at)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    def step(params, state, gradient):
-        updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    state = jax.eval_shape(tx.init, params)
-    arguments = jax.tree.map(placed, (params, state, params))
-    jitted, seconds = jax.jit(step, donate_argnums=(0, 1)), []
-    for _ in range(repeats):
-        jax.clear_caches()
-        gc.collect()
-        start = time.perf_counter()
-        with contextlib.nullcontext() if grid is None else jax.set_mesh(grid):
-            lowered = jitted.lower(*arguments)
-        compiled = lowered.compile()
-        seconds.append(time.perf_counter() - start)
-    return lowered, compiled, min(seconds)
-
-
-def operations(text: str) -> list[Operation]:
-    """Returns what the entry computation does.
-
-    A layout on the TPU names its memory: none is HBM, S(1) is on the chip, S(6) belongs
-    to the scalar core.
-    """
-    entry = text[text.index("\nENTRY") :].split("\n}")[0]
-    pattern = r"\s+(ROOT )?%([\w.\-]+) = (.*?) ?([a-z][\w\-]*)\((?=[%)\w\[{-])(.*)"
-    found = []
-    for line in entry.splitlines()[2:]:
-        match = re.match(pattern, re.sub(r"/\*.*?\*/", "", line))
-        if not match:
-            continue
-        results = []
-        for kind, dims, how in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", match[3]):
-            size = BYTES.get(kind, 8) * math.prod(int(d) for d in dims.split(",") if d)
-            space = re.search(r"S\((\d+)\)", how)
-            results.append((size, dims, int(space[1]) if space else 0))
-        code = "bitcast" if '"ConcatBitcast"' in line else match[4]
-        many, root = match[3].startswith("("), bool(match[1])
-        operands = re.findall(r"%([\w.\-]+)", match[5].split(")")[0])
-        found.append(Operation(match[2], code, results, many, operands, root))
-    return found
-
-
-def kernels(program: list[Operation]) -> tuple[int, int]:
-    """Returns the number of kernels, and of operations on one number, of a scalar core.
-
-    Asynchronous copies are no kernels: they run beside them.
-    """
-    work = [o for o in program if o.code not in FREE]
-    work = [o for o in work if not o.code.endswith(("-start", "-done"))]
-    one = [all(not dims or space == 6 for _, dims, space in o.results) for o in work]
-    return len(work) - sum(one), sum(one)
-
-
-def memory(program: list[Operation]) -> tuple[int, int]:
-    """Returns the bytes of temporaries in HBM and of all arrays put on the chip.
-
-    `temp_size_in_bytes` does not tell on the TPU: it is a multiple of 32,256 that grows
-    with the number of operations, is the same for one leaf of any size, and is 0 for a
-    base that puts as much on the chip. So the program is read. A temporary is what an
-    operation leaves in HBM and does not return; what it returns lies in the donated
-    arguments. libtpu's own list of allocations (space=hbm in what it writes with
-    LIBTPU_INIT_ARGS=--xla_jf_dump_to=DIR) was no longer where it was looked at.
-    """
-    by_name = {o.name: o for o in program}
-    returned, waiting = set(), [o.name for o in program if o.root]
-    while waiting:
-        operation = by_name[waiting.pop()]
-        returned.add(operation.name)
-        if operation.code in VIEWS:
-            waiting += operation.operands
-    hbm = chip = 0
-    for operation in program:
-        if operation.code == "get-tuple-element":
-            made = by_name[operation.operands[0]].code not in FREE
-        else:  # the elements of a tuple are counted where they are taken
-            made = operation.code not in FREE and not operation.is_tuple
-        for size, _, space in operation.results if made else []:
-            hbm += size * (space == 0 and operation.name not in returned)
-            chip += size * (space == 1)
-    return hbm, chip
-
-
-def tool(name: str) -> str | None:
-    """Returns the path of a CUDA program that pip installed."""
-    packages = sysconfig.get_paths()["purelib"]
-    return next(iter(glob.glob(f"{packages}/nvidia/*/bin/{name}")), None)
-
-
-def output(name: str, *arguments: Any) -> str:
-    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{name} failed: {done.stderr}")
-    return done.stdout + done.stderr
-
-
-def gpu_code(lowered: Any, written: int | None) -> tuple[int, float | None]:
-    """Returns the most registers a thread takes, and instructions an element.
-
-    The latter if the tree is one leaf, of which a step writes so many bytes an element:
-    a thread of the kernel that stores most works on as many elements as it stores bytes
-    over these. What stands behind the last EXIT is padding.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        # Compiled once more, since writing PTX takes time.
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": False}
-        lowered.compile(compiler_options=options)
-        codes = [path.read_text() for path in Path(folder).glob("*.ptx")]
-        codes = [code for code in codes if code.strip()]
-        header = re.compile(r"^\.(?:version|target|address_size).*$", re.MULTILINE)
-        code = "".join([codes[0], *(header.sub("", code) for code in codes[1:])])
-        source, binary = Path(folder, "all.ptx"), Path(folder, "all.cubin")
-        source.write_text(code)
-        said = output("ptxas", "-arch=sm_90a", "-v", source, "-o", binary)
-        registers = max(int(n) for n in re.findall(r"Used (\d+) registers", said))
-        if written is None:
-            return registers, None
-        language = PTX
-        if tool("nvdisasm"):
-            language, code = SASS, output("nvdisasm", binary)
-    kernel, instruction, store, last = language
-    longest = stored = 0
-    for body in re.split(kernel, code)[1:]:
-        found = re.findall(instruction, body, re.MULTILINE)
-        stores = re.findall(store, "\n".join(found))
-        size = sum(int(many or 1) * int(bits or 32) // 8 for many, bits in stores)
-        if size > stored:
-            longest, stored = len(found) - found[::-1].index(last), size
-    return registers, longest * written / stored
-
-
-def figures(
-    target: str,
-    found: list[Any],
-    mesh: str,
-    optimizer: str,
-    variant: str,
-    shapes: timing.Shapes,
-    dtype: str = "float32",
-    repeats: int = 1,
-) -> Figures:
-    """Compiles a step and returns what there is to know of it."""
-    tx = optax.chain(timing.OPTIMIZERS[optimizer](), VARIANTS[variant])
-    lowered, compiled, took = compile_step(found, mesh, tx, shapes, dtype, repeats)
-    text, stats = compiled.as_text(), compiled.memory_analysis()
-    program, on_tpu = operations(text), target in TPU
-    arrays, scalars = kernels(program)
-    hbm, chip = memory(program)
-    cycles = sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text))
-    registers = instructions = None
-    if not on_tpu:  # a GPU has no scalar core
-        arrays, scalars = arrays + scalars, 0
-        slots = {"SGD": 1, "SGD+momentum": 2}.get(optimizer, 3)
-        written = slots * jnp.dtype(dtype).itemsize if len(shapes) == 1 else None
-        registers, instructions = gpu_code(lowered, written)
-    return Figures(
-        kernels=arrays,
-        scalar_operations=scalars,
-        cycles=cycles if on_tpu else None,
-        instructions=instructions,
-        registers=registers,
-        temporaries=hbm if on_tpu else stats.temp_size_in_bytes,
-        on_chip=chip if on_tpu else None,
-        temp_size=stats.temp_size_in_bytes,
-        peak=stats.peak_memory_in_bytes,
-        collectives=len(COLLECTIVE.findall(text)),
-        compile_seconds=took,
-    )
-
 
 HEADER = (
     f"{'':56}{'kernels':>8}{'scalar':>7}{'cycles':>8}{'instr':>7}{'regs':>5}"
@@ -345,15 +54,16 @@ def row(title: str, cost: Figures, base: Figures, shapes: timing.Shapes) -> str:
 
 def table(target: str, args: argparse.Namespace) -> None:
     """Every tree, dtype, optimizer and mesh. Writes the file as it goes."""
-    found = devices(target)
+    found = compiled.devices(target)
     path = timing.RESULTS / f"{target}-compiled.json"
     rows = json.loads(path.read_text())["rows"] if args.keep and path.exists() else []
-    print(f"{target}. {NOTE}\n{HEADER}", flush=True)
-    figures(target, found, "one", "SGD", "base", [(8,)])  # the first one pays start-up
+    print(f"{target}. {compiled.NOTE}\n{HEADER}", flush=True)
+    optimizer = timing.OPTIMIZERS["SGD"]
+    compiled.figures(target, found, "one", optimizer(), [(8,)])  # pays for start-up
     cases = itertools.product(args.trees, args.dtypes, args.optimizers, args.meshes)
     for tree, dtype, optimizer, mesh in cases:
         shapes, base = TREES[tree], None
-        for name in VARIANTS:
+        for name, variant in VARIANTS.items():
             slow = name == "bernoulli"
             if slow and args.no_bernoulli:
                 continue
@@ -361,28 +71,23 @@ def table(target: str, args: argparse.Namespace) -> None:
             if slow and len(shapes) > 150:  # would take minutes
                 print(f"{title:56}{'-':>8}", flush=True)
                 continue
-            what = target, found, mesh, optimizer, name, shapes, dtype
-            cost = figures(*what, repeats=1 if slow else args.repeats)
+            tx = optax.chain(timing.OPTIMIZERS[optimizer](), variant)
+            what = target, found, mesh, tx, shapes, dtype
+            cost = compiled.figures(*what, 1 if slow else args.repeats)
             base = base or cost
             print(row(title, cost, base, shapes), flush=True)
             case = {"tree": tree, "dtype": dtype, "optimizer": optimizer}
             case |= {"mesh": mesh, "variant": name}
             rows = [r for r in rows if {k: r[k] for k in case} != case]
             rows.append(case | cost._asdict())
-        out = {"target": target, "note": NOTE, "machine": machine(target), "rows": rows}
+        out = {
+            "target": target,
+            "note": compiled.NOTE,
+            "machine": compiled.machine(target),
+            "rows": rows,
+        }
         path.write_text(json.dumps(out, indent=1) + "\n")
     print("written:", path, flush=True)
-
-
-def machine(target: str) -> dict[str, Any]:
-    """Where it was compiled, and by what."""
-    compiler = "libtpu" if target in TPU else "nvidia-cuda-nvcc"
-    found = timing.machine()
-    del found["device"], found["platform"]  # the target was not there
-    found[compiler] = importlib.metadata.version(compiler)
-    if target not in TPU:
-        found["instructions of"] = "SASS" if tool("nvdisasm") else "PTX"
-    return found
 
 
 SMALL: timing.Shapes = [(3, 3, 16, 32), (64,), (32, 48)]
@@ -411,9 +116,11 @@ def wrong(name: str, costs: dict[str, Figures], bases: dict[str, Figures]) -> li
         if more := above(case, "collectives"):
             said.append(f"{case}: {name} brings {more} collectives.")
         if cost.registers and cost.registers > max(64, bases[case].registers or 0):
-            said.append(f"{case}: {name} takes {cost.registers} registers a thread.")
+            said.append(f"{case}: {name} takes {cost.registers} registers per thread.")
         if cost.instructions and (more := above(case, "instructions")) > 32:
-            said.append(f"{case}: {name} takes {more:.0f} more instructions a weight.")
+            said.append(
+                f"{case}: {name} takes {more:.0f} more instructions per element."
+            )
     few, many = "24 leaves", "48 leaves"
     if many in costs:
         if (more := above(many, "kernels") - above(few, "kernels")) > 2:
@@ -426,13 +133,14 @@ def wrong(name: str, costs: dict[str, Figures], bases: dict[str, Figures]) -> li
 
 def check(target: str) -> bool:
     """Whether LRD adds next to nothing to a small step, and bernoulli is caught."""
-    found = devices(target)
+    found = compiled.devices(target)
     costs: dict[str, dict[str, Figures]] = {name: {} for name in VARIANTS}
-    print(f"{target}. {NOTE}\n{HEADER}", flush=True)
+    print(f"{target}. {compiled.NOTE}\n{HEADER}", flush=True)
     for name, (case, (shapes, mesh)) in itertools.product(VARIANTS, CHECKED.items()):
         if name == "bernoulli" and case not in ("24 leaves", "one leaf"):
             continue  # slow, and not needed
-        costs[name][case] = figures(target, found, mesh, "SGD+momentum", name, shapes)
+        tx = optax.chain(timing.OPTIMIZERS["SGD+momentum"](), VARIANTS[name])
+        costs[name][case] = compiled.figures(target, found, mesh, tx, shapes)
         cost, base = costs[name][case], costs["base"][case]
         print(row(f"{case}, {name}", cost, base, shapes), flush=True)
     problems = wrong("LRD", costs["LRD"], costs["base"])
@@ -451,7 +159,7 @@ def main() -> None:
     )
     add, optimizers = parser.add_argument, list(timing.OPTIMIZERS)
     for flag, default, choices in (
-        ("--targets", ["v5e"], [*TPU, "h100"]),
+        ("--targets", ["v5e"], [*compiled.TPU, "h100"]),
         ("--trees", list(TREES), list(TREES)),
         ("--optimizers", optimizers, optimizers),
         ("--dtypes", ["float32", "bfloat16"], ["float32", "bfloat16"]),

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import accelerators  # first: it sets what JAX reads when it is imported
+import compiled
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,17 +161,16 @@ def forms() -> dict[str, optax.GradientTransformation]:
     return {"shipped": shipped} | {name: dropout(FORMS[name]) for name in FORMS}
 
 
-def compiled(target: str) -> list[dict]:
+def table(target: str) -> list[dict]:
     """What a step costs with each form, as the compiler of an accelerator has it."""
-    found, rows = accelerators.devices(target), []
-    accelerators.VARIANTS.update(forms())
-    names = ["base", *forms()]
-    print(f"{target}. {accelerators.NOTE}\n{accelerators.HEADER}", flush=True)
+    found, rows = compiled.devices(target), []
+    print(f"{target}. {compiled.NOTE}\n{accelerators.HEADER}", flush=True)
     for optimizer in OPTIMIZERS:
-        what = target, found, "one", optimizer
-        base = accelerators.figures(*what, "base", TREE)  # the first pays start-up
-        for name in names:
-            cost = accelerators.figures(*what, name, TREE, repeats=2)
+        base_tx = timing.OPTIMIZERS[optimizer]()
+        base = compiled.figures(target, found, "one", base_tx, TREE)  # pays start-up
+        for name, form in {"base": optax.identity(), **forms()}.items():
+            tx = optax.chain(base_tx, form)
+            cost = compiled.figures(target, found, "one", tx, TREE, repeats=2)
             base = cost if name == "base" else base
             title = f"{optimizer}, {name}"
             print(accelerators.row(title, cost, base, TREE), flush=True)
@@ -194,16 +194,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=["cpu", *accelerators.TPU, "h100"])
+    parser.add_argument("target", choices=["cpu", *compiled.TPU, "h100"])
     parser.add_argument("--rounds", type=int, default=9, help="of timing, on cpu")
     args = parser.parse_args()
     if args.target == "cpu":
         print("written:", timing.write("mask_forms", {"rows": timed(args.rounds)}))
         return
-    rows = compiled(args.target)
+    rows = table(args.target)
     path = timing.RESULTS / f"{args.target}-mask_forms.json"
-    machine = accelerators.machine(args.target)
-    written = {"note": accelerators.NOTE, "machine": machine, "rows": rows}
+    machine = compiled.machine(args.target)
+    written = {"note": compiled.NOTE, "machine": machine, "rows": rows}
     path.write_text(json.dumps(written, indent=1) + "\n")
     print("written:", path)
 
