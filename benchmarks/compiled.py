@@ -240,13 +240,15 @@ def gpu_code(lowered: Any, written: int | None) -> tuple[int, float | None]:
         if tool("nvdisasm"):
             language, code = SASS, output("nvdisasm", binary)
     kernel, instruction, store, last = language
-    longest = stored = 0
+    sizes = []
     for body in re.split(kernel, code)[1:]:
         found = re.findall(instruction, body, re.MULTILINE)
         stores = re.findall(store, "\n".join(found))
         size = sum(int(many or 1) * int(bits or 32) // 8 for many, bits in stores)
-        if size > stored:
-            longest, stored = len(found) - found[::-1].index(last), size
+        if size:
+            sizes.append((size, len(found) - found[::-1].index(last)))
+    # Where two store alike, the longer one: the other makes the words of the step.
+    stored, longest = max(sizes)
     return registers, longest * written / stored
 
 
