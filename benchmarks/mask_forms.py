@@ -98,6 +98,11 @@ def before(index, first, second):
     return x * np.uint32(0x31848BAB)
 
 
+def no_hash(index, first, second):
+    """Neighbours move together: wrong, and what the hash costs is what this saves."""
+    return index + first
+
+
 three, two = multiply_xorshift(3), multiply_xorshift(2)
 
 
@@ -122,6 +127,8 @@ FORMS = {
     "one word, scalar, flat": Form(feistel, as_scalar, flat, three),
     "two rounds, array, Horner": Form(feistel, as_array, horner, two),
     "two rounds, scalar, flat": Form(feistel, as_scalar, flat, two),
+    "no hash, array, Horner (wrong)": Form(feistel, as_array, horner, no_hash),
+    "no hash, scalar, flat (wrong)": Form(feistel, as_scalar, flat, no_hash),
     "no number (wrong)": Form(feistel, nowhere, horner, three),
     "select only (wrong)": Form(feistel, nowhere, horner, None),
 }

@@ -149,6 +149,10 @@ def test_none_masked_nodes_scalars_empties_and_numpy():
         mask = lrd_optax.sample_mask(0, updates, 0.5)
         np.testing.assert_array_equal(out["numpy"], mask["numpy"].astype(np.float32))
         assert jax.tree.structure(out) == jax.tree.structure(updates)
+        everything = run(updates, 1.0)
+        np.testing.assert_array_equal(everything["numpy"], updates["numpy"])
+        for leaf in jax.tree.leaves([out, everything]):  # whatever is kept
+            assert isinstance(leaf, jax.Array)
     for empty in ({}, None, [], optax.MaskedNode()):
         assert apply_once(empty) == empty
         assert lrd_optax.sample_mask(0, empty, 0.5) == empty
