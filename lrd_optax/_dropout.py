@@ -53,10 +53,10 @@ def learning_rate_dropout(
     Args:
       keep_prob: the probability :math:`p` that an element is KEPT: a number in
         (0, 1], a schedule of the update count (from 0), or a float scalar array,
-        also traced. 1 returns the updates bit for bit. Numbers are checked, those
-        that a schedule returns too. The value of a JAX array is rounded to float32
-        and saturates: at or below 0 (and NaN) nothing is kept, at or above 1
-        everything is. It is met to within 2**-24.
+        also traced. The number 1 returns the updates bit for bit. Numbers are
+        checked, those that a schedule returns too. The value of a JAX array is
+        rounded to float32 and saturates: at or below 0 (and NaN) nothing is kept, at
+        or above 1 everything is. It is met to within 2**-24.
       key: where the masks come from, required: an int seed, a typed key of any
         implementation (:func:`jax.random.key`), or a legacy ``uint32`` key
         (:func:`jax.random.PRNGKey`). May be traced: ``vmap`` over it for an

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 KeyLike: TypeAlias = int | np.integer | jax.Array | np.ndarray
 """An int seed, a typed key, or a legacy ``uint32`` key."""
@@ -71,6 +71,8 @@ def key_words(key: KeyLike) -> jax.Array:
     elif key.shape == ():
         return _seed_words(jnp.asarray(key))
     data = jnp.array(key, jnp.uint32, copy=True)  # the caller may donate its own
+    if data.shape == (2,):  # an empty slice of a sharded array would be an error
+        return data
     # Other implementations have more than two words: each of the rest is folded in.
     words, rest = data[:2], data[2:]
     for word in rest:
@@ -87,8 +89,10 @@ def step_words(words: jax.Array) -> tuple[jax.Array, Words]:
     """
     following = words + _WEYL
     # A rule that shards every array of a state may have cut the two words apart.
-    if any(axis is not None for axis in jax.typeof(words).sharding.spec):
-        words = jax.sharding.reshard(words, PartitionSpec())
+    sharding = jax.typeof(words).sharding
+    if any(axis is not None for axis in sharding.spec):
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        words = jax.sharding.reshard(words, whole)
     return following, _mixed((words[0], words[1]))
 
 

@@ -131,7 +131,8 @@ def _count(
     """The index along `dims`, by Horner's rule: ((i d + j) e + k)."""
     index = None
     for dim in dims:
-        if isinstance(shape[dim], int) and shape[dim] == 1:
+        size = shape[dim]
+        if isinstance(size, int) and size == 1:
             continue
         position = jax.lax.broadcasted_iota(
             jnp.uint32, shape, dim, out_sharding=sharding
@@ -139,7 +140,9 @@ def _count(
         if index is None:
             index = position
         else:
-            index = index * jnp.asarray(shape[dim]).astype(jnp.uint32) + position
+            known = isinstance(size, int)  # and may be too large for an int32
+            factor = np.uint32(size) if known else jnp.asarray(size).astype(jnp.uint32)
+            index = index * factor + position
     if index is None:
         return jnp.zeros(shape, jnp.uint32, out_sharding=sharding)
     return index

@@ -12,9 +12,20 @@ ROUND_CONSTANTS = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 def step_words(key: tuple[int, int], step: int) -> tuple[int, int]:
     """The words that update number `step` draws from, `key` being those of `init`."""
     left, right = ((k + step * c) % WORD for k, c in zip(key, WEYL, strict=True))
+    return mixed(left, right)
+
+
+def mixed(left: int, right: int) -> tuple[int, int]:
     for constant in ROUND_CONSTANTS:
         left, right = right, left ^ scramble((right + constant) % WORD)
     return left, right
+
+
+def shard_words(words: tuple[int, int], places: tuple[int, ...]) -> tuple[int, int]:
+    """The words of a shard, from its place along each axis, sorted by their names."""
+    for place in places:
+        words = mixed((words[0] + place) % WORD, words[1] ^ place)
+    return words
 
 
 def scramble(x: int) -> int:

@@ -350,6 +350,20 @@ def test_no_second_trace_and_state_of_equal_avals():
     chex.clear_trace_counter()
 
 
+def test_the_state_goes_on_whatever_is_kept():
+    states = []
+    for p in (0.5, 1, 1.0, jnp.float32(1)):
+        tx = lrd_optax.learning_rate_dropout(p, key=0)
+        states.append(tx.update(jnp.ones(3), tx.init(None))[1])
+    chex.assert_trees_all_equal(*states)
+
+
+def test_the_count_stays_at_the_largest_of_an_int32():
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+    state = tx.init(None)._replace(count=jnp.int32(2**31 - 1))
+    assert tx.update(jnp.ones(3), state)[1].count == 2**31 - 1
+
+
 @pytest.mark.usefixtures("optax_promotion")
 def test_saved_state_goes_on_with_the_same_masks(tmp_path):
     tx = optax.chain(optax.adam(1e-3), lrd_optax.learning_rate_dropout(0.5, key=0))

@@ -12,7 +12,6 @@ import pytest
 from law import p_values, worst
 
 import lrd_optax
-from lrd_optax import _masks
 
 STEPS, LEAVES, SHAPE = 16, 6, (64, 64)
 
@@ -180,12 +179,23 @@ def test_mask_depends_on_the_flat_index_alone():
         np.testing.assert_array_equal(mask.reshape(-1), flat)
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (1, 5), (3, 4), (2, 1, 3, 5), (0, 3)])
-def test_tpu_counts_the_elements_alike(shape):
-    # Its form is not compiled elsewhere, so that no public function shows it.
-    (_, flat), (_, index) = (_masks.element_index(shape, flat=f) for f in (True, False))
-    np.testing.assert_array_equal(flat, index)
-    np.testing.assert_array_equal(index.reshape(-1), np.arange(index.size))
+@pytest.mark.parametrize(("platform", "size"), [("tpu", 17), ("cuda", 19)])
+def test_the_branches_of_other_platforms_draw_the_same_bits(
+    platform, size, monkeypatch
+):
+    """A CPU does not run them. Here each is taken in the place of the CPU's own."""
+
+    def choose(*operands, default, **branches):
+        return branches.get(platform, default)(*operands)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    # In these shapes nothing else was traced, which would not be traced again.
+    shapes = [(size,), (1, size), (3, size), (2, 1, size, 5), (0, size)]
+    masks = lrd_optax.sample_mask(2**40 + 1, [jnp.ones(s) for s in shapes], 0.5)
+    words = mask_reference.step_words((2**8, 1), 0)
+    for leaf, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
+        expected = mask_reference.mask(words, leaf, shape, 0.5)
+        np.testing.assert_array_equal(mask, expected)
 
 
 def test_appending_a_leaf_leaves_the_others_alone():
@@ -193,6 +203,22 @@ def test_appending_a_leaf_leaves_the_others_alone():
     few = lrd_optax.sample_mask(0, leaves, 0.5)
     more = lrd_optax.sample_mask(0, [*leaves, jnp.ones(50)], 0.5)
     chex.assert_trees_all_equal(few, more[:2])
+
+
+@pytest.mark.parametrize("shape", [(2, 2**31), (2, 2, 2**31), (2, 2**31, 2**32)])
+def test_rows_of_any_length(shape):
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    mask = jax.eval_shape(lambda: lrd_optax.sample_mask(0, leaf, 0.5))
+    assert mask.shape == shape
+
+
+def test_a_leaf_of_2_to_the_32_elements_is_one_row():
+    leaf = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
+    last = jax.jit(lambda: lrd_optax.sample_mask(0, leaf, 0.5)[-1])()
+    drawn = mask_reference.draws(
+        mask_reference.step_words((0, 0), 0), 0, np.arange(2**32 - 2**16, 2**32)
+    )
+    np.testing.assert_array_equal(last, drawn < 2**31)
 
 
 def test_more_elements_than_32_bits_can_number():

@@ -5,6 +5,7 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
+import mask_reference
 import numpy as np
 import optax
 import pytest
@@ -138,13 +139,38 @@ def test_arrays_of_an_explicit_mesh_outside_of_set_mesh(jit):
         expected = lrd_optax.sample_mask(
             np.asarray(state.rng_key), np.ones((8, 6)), 0.5
         )
+        mask = lrd_optax.sample_mask(state.rng_key, updates, 0.5)
+        np.testing.assert_array_equal(mask, expected)
         out, state = update(updates, state)
         np.testing.assert_array_equal(out, expected)
         assert out.sharding.is_equivalent_to(updates.sharding, 2)
-    state = jax.device_put(tx.init(updates), NamedSharding(mesh, P()))
-    np.testing.assert_array_equal(
-        update(updates, state)[0], lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
+    expected = lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
+    state = tx.init(updates)
+    whole = jax.device_put(state, NamedSharding(mesh, P()))
+    parts = state._replace(
+        rng_key=jax.device_put(state.rng_key, NamedSharding(mesh, P("y")))
     )
+    for state in (whole, parts):
+        np.testing.assert_array_equal(update(updates, state)[0], expected)
+    copy = lrd_optax.learning_rate_dropout(0.5, key=whole.rng_key).init(updates)
+    np.testing.assert_array_equal(copy.rng_key, whole.rng_key)
+
+
+def test_shards_over_two_axes_are_those_of_the_reference():
+    # The axes count in the order of their names: a set of them has none of its own.
+    mesh = jax.make_mesh((4, 2), ("y", "x"), axis_types=(AxisType.Auto,) * 2)
+    spec = P("y", "x")
+
+    def masked(updates):
+        return lrd_optax.sample_mask(0, updates, 0.5)
+
+    shards = jax.shard_map(masked, mesh=mesh, in_specs=spec, out_specs=spec)
+    mask = np.asarray(jax.jit(shards)(jnp.ones((8, 6)))).reshape(4, 2, 2, 3)
+    words = mask_reference.step_words((0, 0), 0)
+    for y, x in np.ndindex(4, 2):
+        own = mask_reference.shard_words(words, (x, y))
+        expected = mask_reference.mask(own, 0, (2, 3), 0.5)
+        np.testing.assert_array_equal(mask[y, :, x], expected)
 
 
 def test_leaves_on_meshes_of_different_order_without_jit():
