@@ -267,9 +267,11 @@ def figures(
     program, on_tpu = operations(text), target in TPU
     arrays, scalars = kernels(program)
     hbm, chip = memory(program)
-    cycles = sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text))
+    cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text)]
     registers = instructions = None
-    if not on_tpu:  # a GPU has no scalar core
+    if on_tpu:  # what has no cycles of its own is no kernel
+        arrays = len(cycles)
+    else:  # a GPU has no scalar core
         arrays, scalars = arrays + scalars, 0
         results = [x for x in jax.tree.leaves(lowered.out_info) if x.shape == shapes[0]]
         written = sum(x.dtype.itemsize for x in results) if len(shapes) == 1 else None
@@ -277,7 +279,7 @@ def figures(
     return Figures(
         kernels=arrays,
         scalar_operations=scalars,
-        cycles=cycles if on_tpu else None,
+        cycles=sum(cycles) if on_tpu else None,
         instructions=instructions,
         registers=registers,
         temporaries=hbm if on_tpu else stats.temp_size_in_bytes,
@@ -289,12 +291,11 @@ def figures(
     )
 
 
-def machine(target: str) -> dict[str, Any]:
+def machine(target: str) -> str:
     """Where it was compiled, and by what."""
     compiler = "libtpu" if target in TPU else "nvidia-cuda-nvcc"
-    found = timing.machine()
-    del found["device"], found["platform"]  # the target was not there
-    found[compiler] = importlib.metadata.version(compiler)
+    found = timing.machine() | {compiler: importlib.metadata.version(compiler)}
     if target not in TPU:
-        found["instructions of"] = "SASS" if tool("nvdisasm") else "PTX"
-    return found
+        found["instructions"] = "SASS" if tool("nvdisasm") else "PTX"
+    del found["device"], found["platform"]  # the target was not there
+    return ", ".join(f"{name} {value}" for name, value in found.items())
