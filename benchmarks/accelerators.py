@@ -129,14 +129,14 @@ def wrong(name: str, costs: dict[str, Figures], bases: dict[str, Figures]) -> li
 
     said = []
     for case, cost in costs.items():
-        few = timing.parameters(CHECKED[case][0]) // 100
+        hundredth = timing.parameters(CHECKED[case][0]) // 100
         if (more := above(case, "kernels")) > 8:
             said.append(f"{case}: {name} brings {more} kernels.")
         if more := above(case, "collectives"):
             said.append(f"{case}: {name} brings {more} collectives.")
-        if (more := above(case, "temporaries")) > 2048 + few:
+        if (more := above(case, "temporaries")) > 2048 + hundredth:
             said.append(f"{case}: {name} takes {more} more bytes of memory.")
-        if case == "one leaf" and (more := above(case, "on_chip")) > few:
+        if case == "one leaf" and (more := above(case, "on_chip")) > hundredth:
             said.append(f"{case}: {name} puts {more} more bytes on the chip.")
         if cost.registers and cost.registers > max(64, bases[case].registers or 0):
             said.append(f"{case}: {name} takes {cost.registers} registers per thread.")
@@ -145,14 +145,18 @@ def wrong(name: str, costs: dict[str, Figures], bases: dict[str, Figures]) -> li
                 f"{case}: {name} takes {more:.0f} instructions per element more."
             )
     few, many = "24 leaves", "48 leaves"
-    if many in costs and (more := above(many, "kernels") - above(few, "kernels")) > 2:
-        said.append(f"24 more leaves: {name} brings {more} more kernels.")
+    if many in costs:
+        if (more := above(many, "kernels") - above(few, "kernels")) > 2:
+            said.append(f"24 more leaves: {name} brings {more} more kernels.")
+        more = above(many, "temporaries") - above(few, "temporaries")
+        if more > 0.01 * timing.parameters(SMALL * 8):
+            said.append(f"24 more leaves: {name} takes {more} more bytes of memory.")
     return said
 
 
 def check(target: str) -> bool:
     """Whether LRD adds next to nothing to a small step, and bad masks are caught."""
-    found, problems = compiled.devices(target), []
+    found = compiled.devices(target)
     costs: dict[str, dict[str, Figures]] = {}
     print(f"{target}. {compiled.NOTE}\n{HEADER}", flush=True)
     for name, variant in (VARIANTS | PLANTED).items():

@@ -162,15 +162,15 @@ def operations(text: str) -> list[Operation]:
     return found
 
 
-def kernels(program: list[Operation]) -> tuple[int, int]:
-    """Returns the number of kernels, and of operations on one number, of a scalar core.
-
-    Asynchronous copies are no kernels: they run beside them.
-    """
+def working(program: list[Operation]) -> list[Operation]:
+    """Returns what is no view. Asynchronous copies are left out: they run beside it."""
     work = [o for o in program if o.code not in FREE]
-    work = [o for o in work if not o.code.endswith(("-start", "-done"))]
-    one = [all(not dims or space == 6 for _, dims, space in o.results) for o in work]
-    return len(work) - sum(one), sum(one)
+    return [o for o in work if not o.code.endswith(("-start", "-done"))]
+
+
+def is_scalar(operation: Operation) -> bool:
+    """Whether it works on single numbers, which the scalar core of a TPU does."""
+    return all(not dims or space == 6 for _, dims, space in operation.results)
 
 
 def memory(program: list[Operation]) -> tuple[int, int]:
@@ -265,20 +265,18 @@ def figures(
     lowered, compiled, took = compile_step(found, mesh, tx, shapes, dtype, repeats)
     text, stats = compiled.as_text(), compiled.memory_analysis()
     program, on_tpu = operations(text), target in TPU
-    arrays, scalars = kernels(program)
+    work = working(program)
     hbm, chip = memory(program)
     cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text)]
     registers = instructions = None
-    if on_tpu:  # what has no cycles of its own is no kernel
-        arrays = len(cycles)
-    else:  # a GPU has no scalar core
-        arrays, scalars = arrays + scalars, 0
+    if not on_tpu:
         results = [x for x in jax.tree.leaves(lowered.out_info) if x.shape == shapes[0]]
         written = sum(x.dtype.itemsize for x in results) if len(shapes) == 1 else None
         registers, instructions = gpu_code(lowered, written)
     return Figures(
-        kernels=arrays,
-        scalar_operations=scalars,
+        # On a TPU what has no cycles of its own is no kernel.
+        kernels=len(cycles) if on_tpu else len(work),
+        scalar_operations=sum(map(is_scalar, work)) if on_tpu else 0,
         cycles=sum(cycles) if on_tpu else None,
         instructions=instructions,
         registers=registers,
