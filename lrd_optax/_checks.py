@@ -1,58 +1,149 @@
 """What a caller may pass; one sentence for what not. Values of tracers are not read."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Number = float | np.floating | np.integer | jax.Array
+Steps = int | np.integer | jax.Array
 NUMBERS = (int, float, np.integer, np.floating)
 
+_NEEDS_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
-def check_keep_prob(value: Any, name: str = "keep_prob") -> None:
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+) -> float | jax.Array:
+    """Returns `value` as a Python float, or a JAX array as float32 or float64."""
+    rules = [f"of at least {least:g}"] if least > -math.inf else []
+    rules += [f"above {above:g}"] if above > -math.inf else []
+    rules += [f"of at most {most:g}"] if most < math.inf else []
+    rule = " ".join([f"{name} must be a finite number", " and ".join(rules)]).rstrip()
+    value = _scalar(name, rule, value)
+    if isinstance(value, jax.Array):
+        return value.astype(jnp.result_type(float))
+    largest = float(jnp.finfo(jnp.result_type(float)).max)
+    # Written so that NaN fails too.
+    if largest < abs(value) < math.inf:
+        rule = f"{name} must be at most {largest:.3g} in size"
+    if not (abs(value) <= largest and least <= value <= most and value > above):
+        raise ValueError(f"{rule}, got {value}")
+    return float(value)
+
+
+def whole_number(name: str, value: Any, *, least: int | None = 1) -> int | jax.Array:
+    """Returns `value` as a Python int, or a JAX array as int32."""
+    rule = f"{name} must be a whole number"
+    rule += "" if least is None else f" of at least {least}"
+    value = _scalar(name, rule, value)
+    if isinstance(value, jax.Array):
+        return value.astype(jnp.int32)
+    if 2**31 <= abs(value) < math.inf:
+        raise ValueError(f"{name} must be below 2**31 in size, got {value}")
+    if not abs(value) < 2**31 or value != int(value):
+        raise ValueError(f"{rule}, got {value}")
+    if least is not None and value < least:
+        raise ValueError(f"{rule}, got {value}")
+    return int(value)
+
+
+def ordered(low_name: str, low: Any, high_name: str, high: Any) -> None:
+    """Raises if both are known and `low` is above `high`."""
+    if isinstance(low, float) and isinstance(high, float) and low > high:
+        raise ValueError(
+            f"{low_name} must be at most {high_name}, got {low} and {high}"
+        )
+
+
+def static(name: str, value: Any) -> Any:
+    """Returns `value`, which must not be a JAX array."""
+    if isinstance(value, jax.Array):
+        raise TypeError(f"{name} must be a Python number, got a JAX array")
+    return value
+
+
+def static_number(name: str, value: Any, **limits: float) -> float:
+    """Returns `value`, which must be a number and no JAX array, as a Python float."""
+    return float(number(name, static(name, value), **limits))
+
+
+def schedule(value: Any, name: str = "schedule", or_number: bool = False) -> Any:
+    """Returns `value`, which must be a function, or (if so asked) a number."""
+    if or_number and isinstance(value, (*NUMBERS, np.ndarray, jax.Array)):
+        return number(name, value)
+    if not callable(value):
+        rule = "a function of the update count" + ", or a number" * or_number
+        raise TypeError(f"{name} must be {rule}, got {shown(value)}")
+    return value
+
+
+def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function of the user's, which must not ask for the value of a tracer."""
+    try:
+        return function(*args)
+    except _NEEDS_VALUE as error:
+        raise TypeError(
+            f"{name} must be made of JAX operations, to be compiled: it asks for the "
+            "value of an array that is traced, as float(...), int(...), if and NumPy do"
+        ) from error
+
+
+def keep_prob(value: Any, name: str = "keep_prob") -> None:
     """Raises unless `value` can be a keep probability."""
     rule = f"{name} must be a number in (0, 1]"
-    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
-        if value.shape != ():
-            raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
-        if not any(jnp.issubdtype(value.dtype, t) for t in (np.floating, np.integer)):
-            raise TypeError(f"{rule}, got a scalar of dtype {value.dtype}")
-        if isinstance(value, jax.Array):
-            return
-    elif not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{rule}, got {value!r}")
-    if not 0 < value <= 1:  # written so that NaN fails too
+    value = _scalar(name, rule, value)
+    if not isinstance(value, jax.Array) and not 0 < value <= 1:  # NaN fails too
         raise ValueError(f"{rule}, got {value}")
 
 
-def check_state(state: Any) -> None:
-    """Raises unless `state` is, or looks like, what init returned."""
-    if not (hasattr(state, "count") and hasattr(state, "rng_key")):
+def state(value: Any) -> None:
+    """Raises unless `value` is, or looks like, what init returned."""
+    if not (hasattr(value, "count") and hasattr(value, "rng_key")):
         raise TypeError(
             "state must be the LearningRateDropoutState that init returns, "
-            f"got {type(state).__name__}"
+            f"got {type(value).__name__}"
         )
-    if not _is(state.rng_key, jnp.uint32, (2,)):
-        got = _describe(state.rng_key)
-        raise ValueError(f"state.rng_key must be uint32 of shape (2,), got {got}")
-    if not _is(state.count, jnp.integer, ()):
-        got = _describe(state.count)
-        raise ValueError(f"state.count must be an integer scalar, got {got}")
+    for field, rule, dtype, shape in (
+        ("rng_key", "uint32 of shape (2,)", jnp.uint32, (2,)),
+        ("count", "an integer scalar", jnp.integer, ()),
+    ):
+        got = getattr(value, field)
+        if hasattr(got, "dtype"):
+            fits = got.shape == shape and jnp.issubdtype(got.dtype, dtype)
+            got = f"{got.dtype} of shape {got.shape}"
+        else:
+            fits = shape == () and type(got) is int
+        if not fits:
+            raise ValueError(f"state.{field} must be {rule}, got {got}")
 
 
-def check_updates(leaves: list[Any]) -> None:
+def updates(leaves: list[Any]) -> None:
+    """Raises unless all leaves are numbers that can be 0, in device memory."""
     for leaf in leaves:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or isinstance(leaf, jax.ShapeDtypeStruct):
-            kind = f"type {type(leaf).__name__}"
-            fine = isinstance(leaf, (int, float, complex)) and not isinstance(
-                leaf, bool
-            )
+            got = f"type {type(leaf).__name__}"
+            fits = isinstance(leaf, (int, float, complex)) and type(leaf) is not bool
         else:
-            kind = f"dtype {'float0' if dtype == jax.dtypes.float0 else dtype}"
-            fine = jnp.issubdtype(dtype, jnp.number)
-        if not fine:
-            raise TypeError(f"updates must be arrays of numbers, got a leaf of {kind}")
+            got = f"dtype {'float0' if dtype == jax.dtypes.float0 else dtype}"
+            fits = jnp.issubdtype(dtype, jnp.number)
+        if not fits:
+            raise TypeError(f"updates must be arrays of numbers, got a leaf of {got}")
+        if dtype == jnp.float8_e8m0fnu:
+            raise TypeError(f"updates must have a zero, got a leaf of {got}")
         space = getattr(jax.typeof(leaf), "memory_space", None)
         if getattr(space, "name", None) == "Host":
             raise ValueError(
@@ -61,22 +152,30 @@ def check_updates(leaves: list[Any]) -> None:
             )
 
 
-def check_shapes(leaves: list[Any]) -> None:
+def shapes(leaves: list[Any]) -> None:
+    """Raises unless all leaves have a shape."""
     for leaf in leaves:
         if not hasattr(leaf, "shape") and not isinstance(leaf, (int, float, complex)):
-            kind = type(leaf).__name__
+            got = type(leaf).__name__
             raise TypeError(
-                f"tree must have arrays as leaves, got a leaf of type {kind}"
+                f"tree must have arrays as leaves, got a leaf of type {got}"
             )
 
 
-def _is(value: Any, dtype: Any, shape: tuple[int, ...]) -> bool:
-    if not hasattr(value, "dtype"):
-        return shape == () and isinstance(value, int) and not isinstance(value, bool)
-    return value.shape == shape and jnp.issubdtype(value.dtype, dtype)
+def shown(value: Any) -> str:
+    """Returns what a sentence says that it got."""
+    short = isinstance(value, (int, float, complex, str, type(None), np.generic))
+    return repr(value) if short else f"a {type(value).__name__}"
 
 
-def _describe(value: Any) -> str:
-    if not hasattr(value, "dtype"):
-        return repr(value)
-    return f"{value.dtype} of shape {value.shape}"
+def _scalar(name: str, rule: str, value: Any) -> Any:
+    """Returns a real number as a Python number, or as a JAX array if it is one."""
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        if value.shape != ():
+            raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
+        if not any(jnp.issubdtype(value.dtype, t) for t in (np.floating, np.integer)):
+            raise TypeError(f"{rule}, got a scalar of dtype {value.dtype}")
+        return value if isinstance(value, jax.Array) else value.item()
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{rule}, got {shown(value)}")
+    return value

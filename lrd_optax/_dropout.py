@@ -107,7 +107,7 @@ def learning_rate_dropout(
       IEEE TNNLS 34(11), 2023, doi 10.1109/TNNLS.2022.3155181
     """
     if not callable(keep_prob):
-        _checks.check_keep_prob(keep_prob)
+        _checks.keep_prob(keep_prob)
     _keys.check_key(key)
     if not isinstance(unbiased, (bool, np.bool_)):
         raise TypeError(f"unbiased must be True or False, got {unbiased!r}")
@@ -125,12 +125,12 @@ def learning_rate_dropout(
     ) -> tuple[optax.Updates, LearningRateDropoutState]:
         del params
         leaves, treedef = jax.tree.flatten(updates)
-        _checks.check_state(state)
-        _checks.check_updates(leaves)
+        _checks.state(state)
+        _checks.updates(leaves)
         prob = keep_prob
         if callable(prob):
             prob = prob(state.count)
-            _checks.check_keep_prob(prob, "the value of the keep_prob schedule")
+            _checks.keep_prob(prob, "the value of the keep_prob schedule")
         limit: int | jax.Array | None = None  # keeps everything
         if not (isinstance(prob, _checks.NUMBERS) and prob == 1):
             limit = _masks.threshold(prob)
@@ -187,11 +187,11 @@ def sample_mask(
       Array([[0., 1., 1.],
              [1., 0., 0.]], dtype=float32)
     """
-    _checks.check_keep_prob(keep_prob)
+    _checks.keep_prob(keep_prob)
     _keys.check_key(rng_key, "rng_key")
     _, words = _keys.step_words(_keys.key_words(rng_key))
     leaves, treedef = jax.tree.flatten(tree)
-    _checks.check_shapes(leaves)
+    _checks.shapes(leaves)
     masks = _masks.tree_masks(words, leaves, _masks.threshold(keep_prob))
     return jax.tree.unflatten(treedef, masks)
 

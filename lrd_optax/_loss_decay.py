@@ -2,7 +2,7 @@
 
 import optax
 
-from lrd_optax.schedules import _arguments
+from lrd_optax import _checks
 
 
 def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -54,4 +54,4 @@ def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
       Wei, `Forget the Learning Rate, Decay Loss <https://arxiv.org/abs/1905.00094>`_,
       2019
     """
-    return optax.scale_by_schedule(_arguments.schedule(schedule))
+    return optax.scale_by_schedule(_checks.schedule(schedule))

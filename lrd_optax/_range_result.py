@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrd_optax.schedules import _arguments
+from lrd_optax import _checks
 
 
 class RangeTestResult(NamedTuple):
@@ -62,7 +62,7 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
     Raises:
       ValueError: if `coverage` is not in [0, 1].
     """
-    part = _arguments.static_number("coverage", coverage, least=0, most=1)
+    part = _checks.static_number("coverage", coverage, least=0, most=1)
     size = np.shape(result.losses)[-1]
     smoothed = jnp.asarray(result.smoothed_losses).reshape(-1, size)
     valid = jnp.asarray(result.valid).reshape(-1, size).all(0)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lrd_optax import _checks
 from lrd_optax._range_result import RangeTestResult, smooth
-from lrd_optax.schedules import _arguments
 
 
 class _Run(NamedTuple):
@@ -111,11 +111,11 @@ def lr_range_test(
             raise TypeError(f"{name} must be a function{hint}, got a {kind}")
     rates = _rates(min_value, max_value, num_steps, scale)
     batches, length = _stacked(batches, len(rates) + 1)
-    window = _arguments.static_number("smoothing", smoothing, least=0, most=0.2) * len(
+    window = _checks.static_number("smoothing", smoothing, least=0, most=0.2) * len(
         rates
     )
     if divergence is not None:
-        divergence = _arguments.static_number("divergence", divergence, above=1)
+        divergence = _checks.static_number("divergence", divergence, above=1)
     memory = 1 - 1 / max(1, 2 * window)  # of the causal average; as wide as the window
 
     used = []
@@ -200,12 +200,12 @@ def lr_range_test(
 
 
 def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.ndarray:
-    low = _arguments.static_number("min_value", min_value, above=0)
-    high = _arguments.static_number("max_value", max_value, above=0)
+    low = _checks.static_number("min_value", min_value, above=0)
+    high = _checks.static_number("max_value", max_value, above=0)
     if low >= high:
         raise ValueError(f"min_value must be below max_value, got {low} and {high}")
-    steps = _arguments.static("num_steps", num_steps)
-    steps = _arguments.whole_number("num_steps", steps, least=2)
+    steps = _checks.static("num_steps", num_steps)
+    steps = _checks.whole_number("num_steps", steps, least=2)
     if not isinstance(scale, str) or scale not in ("log", "linear"):
         raise ValueError(f"scale must be 'log' or 'linear', got {scale!r}")
     dtype = jnp.result_type(float)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lrd_optax.schedules import _arguments as args
+from lrd_optax import _checks
+from lrd_optax._checks import Number, Steps
 from lrd_optax.schedules import _arithmetic as ar
-from lrd_optax.schedules._arguments import Number, Steps
 
 
 def polynomial_decay(
@@ -41,25 +41,26 @@ def polynomial_decay(
       >>> schedule(jnp.arange(6))
       Array([1.    , 0.5625, 0.25  , 0.0625, 0.    , 0.    ], dtype=float32)
     """
-    init_value = args.number("init_value", init_value)
-    end_value = args.number("end_value", end_value)
-    power = args.number("power", power, above=0)
-    decay_steps = args.whole_number("decay_steps", decay_steps)
+    init_value = _checks.number("init_value", init_value)
+    end_value = _checks.number("end_value", end_value)
+    power = _checks.number("power", power, above=0)
+    decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        done, left = ar.fractions(count, decay_steps)
-        inside, half = (done > 0) & (left > 0), done < 0.5
-        # What is not used must be finite, so that its derivative is no NaN.
-        some = jnp.where(inside, left, 0.25)
-        # The power would multiply what was lost when `left` was rounded.
-        lost = jnp.where(inside, ar.rounding(count, decay_steps, left), 0)
-        falling = some ** ar.real(power) * jnp.exp(lost * ar.real(power))
-        early = jnp.log1p(-jnp.where(inside & half, done, 0.25))
-        log = jnp.where(half, early, jnp.log(some))  # each where it has its digits
-        rising = -jnp.expm1(log * ar.real(power))
-        done, left = jnp.where(inside, rising, done), jnp.where(inside, falling, left)
-        return ar.ramp(init_value, end_value, done, left)
+        steps = ar.like(count, decay_steps)
+        if isinstance(power, float) and power == 1:
+            return ar.ramp(init_value, end_value, *ar.fractions(count, steps))
+        # The power multiplies the relative error of what is left. So its logarithm is
+        # taken of the part, done or left, that has its digits. Neither is infinite, for
+        # the sake of the derivative: no count but the end has less left than 2**-31.
+        within = jnp.minimum(count, steps)
+        done = ar.real(within) / ar.real(steps)
+        left = ar.part(steps - within, steps)
+        early = jnp.log1p(-jnp.minimum(done, 0.5))
+        log_left = jnp.where(done < 0.5, early, jnp.log(jnp.maximum(left, 2**-31)))
+        exponent = ar.select(left == 0, -jnp.inf, power * log_left)
+        return ar.ramp(init_value, end_value, -jnp.expm1(exponent), jnp.exp(exponent))
 
     return schedule
 
@@ -95,14 +96,15 @@ def cosine_annealing(
     References:
       Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017
     """
-    max_value = args.number("max_value", max_value)
-    min_value = args.number("min_value", min_value)
-    args.ordered("min_value", min_value, "max_value", max_value)
-    decay_steps = args.whole_number("decay_steps", decay_steps)
+    max_value = _checks.number("max_value", max_value)
+    min_value = _checks.number("min_value", min_value)
+    _checks.ordered("min_value", min_value, "max_value", max_value)
+    decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        _, left = ar.fractions(count, decay_steps)
+        steps = ar.like(count, decay_steps)
+        left = ar.part(steps - jnp.minimum(count, steps), steps)
         return ar.between(min_value, max_value, ar.half_wave(left))
 
     return schedule

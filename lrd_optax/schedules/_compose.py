@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lrd_optax.schedules import _arguments as args
+from lrd_optax import _checks
+from lrd_optax._checks import Number, Steps
 from lrd_optax.schedules import _arithmetic as ar
-from lrd_optax.schedules._arguments import Number, Steps
 
 
 def per_epoch(
@@ -35,12 +35,12 @@ def per_epoch(
       >>> lrd_optax.schedules.per_epoch(epochs, 100)(jnp.array([0, 199, 200]))
       Array([1. , 1. , 0.5], dtype=float32)
     """
-    args.schedule(schedule)
-    steps = args.whole_number("steps_per_epoch", steps_per_epoch)
+    _checks.schedule(schedule)
+    steps = _checks.whole_number("steps_per_epoch", steps_per_epoch)
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
-        epoch, rest = ar.divide(count, steps)
+        epoch, rest = ar.divide(count, ar.like(count, steps))
         if not staircase:
             whole = ar.real(epoch)
             # An epoch that is not over must not be rounded up to the next.
@@ -75,7 +75,9 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
     """
     if not schedules:
         raise ValueError("multiply must get at least one schedule, got none")
-    factors = [args.schedule_or_number(each, "each factor") for each in schedules]
+    factors = [
+        _checks.schedule(each, "each factor", or_number=True) for each in schedules
+    ]
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
@@ -113,19 +115,19 @@ def clamp(
       >>> lrd_optax.schedules.clamp(decay, min_value=0.05)(jnp.array([0, 10, 20]))
       Array([1.  , 0.1 , 0.05], dtype=float32)
     """
-    args.schedule(schedule)
+    _checks.schedule(schedule)
     if min_value is None and max_value is None:
         raise ValueError("clamp must get min_value or max_value, got neither")
-    low = None if min_value is None else args.number("min_value", min_value)
-    high = None if max_value is None else args.number("max_value", max_value)
+    low = None if min_value is None else _checks.number("min_value", min_value)
+    high = None if max_value is None else _checks.number("max_value", max_value)
     if low is not None and high is not None:
-        args.ordered("min_value", low, "max_value", high)
+        _checks.ordered("min_value", low, "max_value", high)
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
         value = ar.call(schedule, count)
-        value = value if low is None else jnp.maximum(value, ar.real(low))
-        return value if high is None else jnp.minimum(value, ar.real(high))
+        value = value if low is None else jnp.maximum(value, low)
+        return value if high is None else jnp.minimum(value, high)
 
     return scheduled
 
@@ -150,12 +152,12 @@ def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
       >>> lrd_optax.schedules.repeat(line, 3)(jnp.arange(7))
       Array([1.  , 0.75, 0.5 , 1.  , 0.75, 0.5 , 1.  ], dtype=float32)
     """
-    args.schedule(schedule)
-    period = args.whole_number("steps", steps)
+    _checks.schedule(schedule)
+    period = _checks.whole_number("steps", steps)
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
-        return ar.call(schedule, ar.divide(count, period)[1])
+        return ar.call(schedule, ar.divide(count, ar.like(count, period))[1])
 
     return scheduled
 
@@ -180,8 +182,8 @@ def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
       >>> lrd_optax.schedules.shift(line, 2)(jnp.arange(5))
       Array([1.  , 1.  , 1.  , 0.75, 0.5 ], dtype=float32)
     """
-    args.schedule(schedule)
-    steps = args.whole_number("steps", steps, least=None)
+    _checks.schedule(schedule)
+    steps = _checks.whole_number("steps", steps, least=None)
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:

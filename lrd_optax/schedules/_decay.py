@@ -2,15 +2,13 @@
 
 from __future__ import annotations  # so that help shows short names
 
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from lrd_optax.schedules import _arguments as args
+from lrd_optax import _checks
+from lrd_optax._checks import Number, Steps
 from lrd_optax.schedules import _arithmetic as ar
-from lrd_optax.schedules._arguments import Number, Steps
 
 
 def inverse_time_decay(
@@ -46,17 +44,16 @@ def inverse_time_decay(
       >>> schedule(jnp.array([0, 2, 6]))
       Array([0.1  , 0.05 , 0.025], dtype=float32)
     """
-    init_value = args.number("init_value", init_value)
-    decay_rate = args.number("decay_rate", decay_rate, least=0)
-    decay_steps = args.whole_number("decay_steps", decay_steps)
+    init_value = _checks.number("init_value", init_value)
+    decay_rate = _checks.number("decay_rate", decay_rate, least=0)
+    decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
+        time = ar.real(count) / ar.real(decay_steps)
         if staircase:
-            time = ar.real(ar.divide(count, decay_steps)[0])
-        else:
-            time = ar.real(count) / ar.real(decay_steps)
-        return ar.real(init_value) / (1 + ar.real(decay_rate) * time)
+            time = ar.real(ar.divide(count, ar.like(count, decay_steps))[0])
+        return init_value / (1 + decay_rate * time)
 
     return schedule
 
@@ -88,21 +85,16 @@ def step_decay(
       >>> schedule(jnp.array([0, 9, 10, 30]))
       Array([1.   , 1.   , 0.5  , 0.125], dtype=float32)
     """
-    init_value = args.number("init_value", init_value)
-    decay_rate = args.number("decay_rate", decay_rate, above=0)
-    step_size = args.whole_number("step_size", step_size)
-    offset = args.whole_number("offset", offset, least=0)
-    rate = ar.log2(decay_rate)
+    init_value = _checks.number("init_value", init_value)
+    decay_rate = _checks.number("decay_rate", decay_rate, above=0)
+    step_size = _checks.whole_number("step_size", step_size)
+    offset = _checks.whole_number("offset", offset, least=0)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        # Not of count + offset, which would overflow at the last count of all.
-        size, shift = ar.alike(step_size, offset)
-        stairs, rest = ar.divide(count, size)
-        early = ar.reached(rest, size - shift % size)
-        more = ar.as_count(shift // size)
-        exponents = [ar.exponent(rate, n) for n in (stairs, ar.real(early), more)]
-        return ar.scale(init_value, *exponents)
+        moved = count + ar.like(count, offset)
+        stairs, _ = ar.divide(moved, ar.like(count, step_size))
+        return ar.decay(init_value, ar.log(decay_rate) * ar.real(stairs))
 
     return schedule
 
@@ -135,16 +127,15 @@ def exponential_step_decay(
       >>> schedule(jnp.array([0, 5, 10]))
       Array([1.  , 0.5 , 0.25], dtype=float32)
     """
-    init_value = args.number("init_value", init_value)
-    decay_rate = args.number("decay_rate", decay_rate, above=0)
-    step_size = args.whole_number("step_size", step_size)
-    rate = ar.log2(decay_rate)
+    init_value = _checks.number("init_value", init_value)
+    decay_rate = _checks.number("decay_rate", decay_rate, above=0)
+    step_size = _checks.whole_number("step_size", step_size)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        stairs, rest = ar.divide(count, step_size)
-        part = ar.real(rest) / ar.real(step_size)
-        return ar.scale(init_value, ar.exponent(rate, stairs), ar.exponent(rate, part))
+        return ar.decay(
+            init_value, ar.log(decay_rate) / ar.real(step_size) * ar.real(count)
+        )
 
     return schedule
 
@@ -171,14 +162,12 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
       >>> print(schedule(99))
       0.007083409
     """
-    init_value = args.number("init_value", init_value)
-    decay_rate = args.number("decay_rate", decay_rate, least=0)
+    init_value = _checks.number("init_value", init_value)
+    decay_rate = _checks.number("decay_rate", decay_rate, least=0)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        known = isinstance(decay_rate, float)
-        rate = (decay_rate if known else ar.real(decay_rate)) / -math.log(2)
-        return ar.scale(init_value, ar.exponent(rate, count))
+        return ar.decay(init_value, -decay_rate * ar.real(count))
 
     return schedule
 
@@ -212,12 +201,11 @@ def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Sche
       Vaswani et al, `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_,
       2017
     """
-    init_value = args.number("init_value", init_value)
-    decay_steps = args.whole_number("decay_steps", decay_steps)
+    init_value = _checks.number("init_value", init_value)
+    decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        time = ar.real(count) / ar.real(decay_steps)
-        return ar.real(init_value) / jnp.sqrt(1 + time)
+        return init_value / jnp.sqrt(1 + ar.real(count) / ar.real(decay_steps))
 
     return schedule

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lrd_optax.schedules import _arguments as args
+from lrd_optax import _checks
+from lrd_optax._checks import Number, Steps
 from lrd_optax.schedules import _arithmetic as ar
-from lrd_optax.schedules._arguments import Number, Steps
 
 
 def warmup(
@@ -55,18 +55,21 @@ def warmup(
       Goyal et al, `Accurate, Large Minibatch SGD <https://arxiv.org/abs/1706.02677>`_,
       2017
     """
-    schedule = args.schedule_or_number(schedule)
-    steps = args.whole_number("warmup_steps", warmup_steps, least=0)
+    schedule = _checks.schedule(schedule, or_number=True)
+    steps = _checks.whole_number("warmup_steps", warmup_steps, least=0)
     if init_value is not None:
-        init_value = args.number("init_value", init_value)
+        init_value = _checks.number("init_value", init_value)
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
         value = ar.call(schedule, ar.later(count, steps))
         # During the warm-up the schedule is called at 0: `value` is what to go up to.
         start = value / (ar.real(steps) + 1) if init_value is None else init_value
-        up = ar.ramp(start, value, *ar.fractions(count, steps))
-        return jnp.where(ar.reached(count, steps), value, up)
+        some = ar.like(
+            count, jnp.maximum(steps, 1)
+        )  # 0 would make NaN of what is not used
+        up = ar.ramp(start, value, *ar.fractions(count, some))
+        return jnp.where(count >= ar.like(count, steps), value, up)
 
     return scheduled
 
@@ -115,11 +118,11 @@ def warmup_stable_decay(
       `Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations
       <https://arxiv.org/abs/2405.18392>`_, 2024
     """
-    peak_value = args.number("peak_value", peak_value)
-    end_value = args.number("end_value", end_value)
-    args.ordered("end_value", end_value, "peak_value", peak_value)
-    stable_steps = args.whole_number("stable_steps", stable_steps, least=0)
-    decay_steps = args.whole_number("decay_steps", decay_steps)
+    peak_value = _checks.number("peak_value", peak_value)
+    end_value = _checks.number("end_value", end_value)
+    _checks.ordered("end_value", end_value, "peak_value", peak_value)
+    stable_steps = _checks.whole_number("stable_steps", stable_steps, least=0)
+    decay_steps = _checks.whole_number("decay_steps", decay_steps)
     if not (isinstance(decay, str) and decay in ("linear", "cosine", "1-sqrt")):
         raise ValueError(
             f"decay must be one of 'linear', 'cosine', '1-sqrt', got {decay!r}"
@@ -128,7 +131,7 @@ def warmup_stable_decay(
     @ar.schedule
     def stable_decay(count: jax.Array) -> jax.Array:
         count = ar.later(count, stable_steps)
-        done, left = ar.fractions(count, decay_steps)
+        done, left = ar.fractions(count, ar.like(count, decay_steps))
         if decay == "linear":
             height = left
         elif decay == "cosine":
