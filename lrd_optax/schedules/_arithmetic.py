@@ -39,7 +39,7 @@ def schedule(value: Callable[[jax.Array], jax.Array]) -> optax.Schedule:
 
 
 def call(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
-    """Returns the value of any schedule or number, of the shape of `count`."""
+    """Returns the value of any schedule or number, in the count's shape."""
     if is_whole(count):
         count = jnp.minimum(count, LAST).astype(jnp.int32)
     value = schedule
@@ -141,12 +141,16 @@ def log(value: Value) -> Value:
     return jnp.log(value) if isinstance(value, jax.Array) else math.log(value)
 
 
-def decay(value: Value, exponent: jax.Array) -> jax.Array:
-    """Returns ``value * exp(exponent)``.
+def decay(value: Value, rate: Value, time: jax.Array) -> jax.Array:
+    """Returns ``value * exp(rate * time)``.
 
-    In two halves: 1e30 times exp(-100) is a number, and exp(-100) is none. And never
-    infinite, as a value of 0 would be NaN.
+    In two halves: 1e30 times exp(-100) is a number, and exp(-100) is none. Neither half
+    is ever infinite, since 0 times infinity is NaN.
     """
-    most = 0.99 * math.log(float(jnp.finfo(exponent.dtype).max))
-    half = jnp.exp(jnp.minimum(exponent / 2, most))
-    return value * half * half
+    first = rate / 2
+    if isinstance(rate, float):  # the second half makes up for the first one's rounding
+        first = float(np.float32(first))
+    most = 0.99 * math.log(float(jnp.finfo(time.dtype).max))
+    for half in (first, rate - first):
+        value = value * jnp.exp(jnp.minimum(half * time, most))
+    return jnp.asarray(value)

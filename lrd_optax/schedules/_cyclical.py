@@ -96,6 +96,10 @@ def cyclical(
             f"window must be one of {names}, or a function, got {window!r}"
         )
 
+    def shrink(value: jax.Array, cycle: jax.Array, count: jax.Array) -> jax.Array:
+        value = ar.decay(value, ar.log(cycle_gamma), ar.real(cycle))
+        return ar.decay(value, ar.log(step_gamma), ar.real(count))
+
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
         rise, fall = ar.like(count, up), ar.like(count, down)
@@ -108,11 +112,10 @@ def cyclical(
             height = _WINDOWS[window](near, far)
         else:
             height = ar.call(window, far)
-        exponent = ar.log(cycle_gamma) * ar.real(cycle)
-        exponent = exponent + ar.log(step_gamma) * ar.real(count)
-        if decay_base:
-            return ar.decay(ar.between(base_value, peak_value, height), exponent)
-        return ar.between(base_value, peak_value, ar.decay(height, exponent))
+        if not decay_base:
+            height = shrink(height, cycle, count)
+        value = ar.between(base_value, peak_value, height)
+        return shrink(value, cycle, count) if decay_base else value
 
     return schedule
 
@@ -182,7 +185,7 @@ def cosine_annealing_warm_restarts(
             cycle, start, end = jnp.vectorize(_cycle, excluded=[1])(count, table)
             position, length = count - start, end - start
         left = ar.part(length - position, length)
-        peak = ar.decay(max_value, ar.log(peak_mult) * ar.real(cycle))
+        peak = ar.decay(max_value, ar.log(peak_mult), ar.real(cycle))
         peak = jnp.maximum(peak, min_value)
         return ar.between(min_value, peak, ar.half_wave(left))
 

@@ -94,7 +94,7 @@ def step_decay(
     def schedule(count: jax.Array) -> jax.Array:
         moved = count + ar.like(count, offset)
         stairs, _ = ar.divide(moved, ar.like(count, step_size))
-        return ar.decay(init_value, ar.log(decay_rate) * ar.real(stairs))
+        return ar.decay(init_value, ar.log(decay_rate), ar.real(stairs))
 
     return schedule
 
@@ -133,9 +133,8 @@ def exponential_step_decay(
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        return ar.decay(
-            init_value, ar.log(decay_rate) / ar.real(step_size) * ar.real(count)
-        )
+        rate = ar.log(decay_rate) / step_size
+        return ar.decay(init_value, rate, ar.real(count))
 
     return schedule
 
@@ -167,7 +166,7 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        return ar.decay(init_value, -decay_rate * ar.real(count))
+        return ar.decay(init_value, -decay_rate, ar.real(count))
 
     return schedule
 
