@@ -51,8 +51,8 @@ def whole_number(name: str, value: Any, *, least: int | None = 1) -> int | jax.A
     value = _scalar(name, rule, value)
     if isinstance(value, jax.Array):
         return value.astype(jnp.int32)
-    if 2**31 <= abs(value) < math.inf:
-        raise ValueError(f"{name} must be below 2**31 in size, got {value}")
+    if 2**31 <= abs(value) < math.inf and (value > 0 or least is None):
+        rule = f"{name} must be {'below ' if value > 0 else 'above -'}2**31"
     if not abs(value) < 2**31 or value != int(value):
         raise ValueError(f"{rule}, got {value}")
     if least is not None and value < least:

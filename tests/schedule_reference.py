@@ -4,7 +4,6 @@ Each function takes the parameters of the schedule of its name and returns a fun
 of an int64 array. Written from the formulas of their sources, not from the library.
 """
 
-import bisect
 import math
 from fractions import Fraction
 
@@ -51,28 +50,29 @@ def cosine_annealing(high, low, steps):
 
 
 def restarts(first, t_mult):
-    """The exact steps S_i of all restarts below 2**31."""
+    """The first steps of all cycles below 2**31, and of the next."""
     t_mult = Fraction(str(t_mult))
-    starts, length = [Fraction(0)], Fraction(first)
+    starts, length = [0], Fraction(first)
     while starts[-1] < 2**31:
-        starts.append(starts[-1] + length)
+        starts.append(starts[-1] + min(math.floor(length + Fraction(1, 2)), 2**31 - 1))
         length *= t_mult
     return starts
 
 
 def cosine_annealing_warm_restarts(high, low, first, t_mult=1, peak_mult=1.0):
-    def one(t):
-        if t_mult == 1:
-            i, begin, end = t // first, t // first * first, (t // first + 1) * first
-        else:
-            i = bisect.bisect_right(starts, t) - 1
-            begin, end = starts[i], starts[i + 1]
-        peak = max(low, high * peak_mult**i)
-        left = float((end - t) / Fraction(end - begin))
-        return low + (peak - low) * math.sin(math.pi / 2 * left) ** 2
+    starts = np.array(restarts(first, t_mult) if t_mult != 1 else [])
 
-    starts = restarts(first, t_mult) if t_mult != 1 else []
-    return np.vectorize(lambda t: one(int(t)), otypes=[float])
+    def value(t):
+        if t_mult == 1:
+            cycle, left = t // first, (first - t % first) / first
+        else:
+            cycle = np.searchsorted(starts, t, side="right") - 1
+            end = starts[cycle + 1]
+            left = (end - t) / (end - starts[cycle])
+        peak = np.maximum(low, high * np.power(float(peak_mult), cycle))
+        return low + (peak - low) * np.sin(np.pi / 2 * left) ** 2
+
+    return value
 
 
 WINDOWS = {
@@ -120,7 +120,9 @@ def warmup(schedule, steps, init=None):
     return value
 
 
-def warmup_stable_decay(peak, up, stable, down, init=None, end=0.0, decay="linear"):
+def warmup_stable_decay(
+    peak, up, stable, down, init=None, end_value=0.0, decay="linear"
+):
     def stable_decay(t):
         left = np.clip(stable + down - t, 0, down) / down
         done = np.clip(t - stable, 0, down) / down
@@ -129,6 +131,6 @@ def warmup_stable_decay(peak, up, stable, down, init=None, end=0.0, decay="linea
             "cosine": np.sin(np.pi / 2 * left) ** 2,
             "1-sqrt": left / (1 + np.sqrt(done)),  # = 1 - sqrt(done)
         }[decay]
-        return end + (peak - end) * height
+        return end_value + (peak - end_value) * height
 
     return warmup(stable_decay, up, init)

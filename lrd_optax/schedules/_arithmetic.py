@@ -58,7 +58,8 @@ def as_count(count: ArrayLike) -> jax.Array:
     if is_whole(array):
         if jnp.iinfo(array.dtype).max > LAST:
             array = (np if known else jnp).minimum(array, LAST)
-        return jnp.maximum(array, 0).astype(jnp.uint32)
+        array = (np if known else jnp).maximum(array, 0)
+        return jnp.asarray(array).astype(jnp.uint32)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return jnp.clip(real(array), 0, LAST)
     raise TypeError(f"count must be a real number, got dtype {array.dtype}")
@@ -137,20 +138,35 @@ def half_wave(x: jax.Array) -> jax.Array:
     return select(x == 1, 1, jnp.sin(x * (math.pi / 2)) ** 2)
 
 
-def log(value: Value) -> Value:
-    return jnp.log(value) if isinstance(value, jax.Array) else math.log(value)
+def power(base: Value, times: jax.Array) -> jax.Array:
+    """Returns ``base ** times``, at most the largest number.
 
-
-def decay(value: Value, rate: Value, time: jax.Array) -> jax.Array:
-    """Returns ``value * exp(rate * time)``.
-
-    In two halves: 1e30 times exp(-100) is a number, and exp(-100) is none. Neither half
-    is ever infinite, since 0 times infinity is NaN.
+    A base near 1 has few of its digits in float32, and many times multiply what is
+    lost. So the rest of it gets a factor of its own.
     """
-    first = rate / 2
-    if isinstance(rate, float):  # the second half makes up for the first one's rounding
-        first = float(np.float32(first))
-    most = 0.99 * math.log(float(jnp.finfo(time.dtype).max))
-    for half in (first, rate - first):
-        value = value * jnp.exp(jnp.minimum(half * time, most))
-    return jnp.asarray(value)
+    times, rest = real(times), 0.0
+    if isinstance(base, float):
+        exact, base = base, float32_above(base)
+        rest = math.log(exact / base)  # at most 0
+    powers = jnp.power(base, times)
+    # Infinite it would make NaN of a value of 0.
+    largest = float(jnp.finfo(powers.dtype).max)
+    return jnp.minimum(powers, largest) * jnp.exp(rest * times)
+
+
+def exponential(rate: Value, count: jax.Array) -> jax.Array:
+    """Returns ``exp(rate * count)`` for a rate of at most 0; see `power`."""
+    times, rest = real(count), 0.0
+    if isinstance(rate, float):
+        exact, rate = rate, float32_above(rate)
+        rest = exact - rate
+    return jnp.exp(rate * times) * jnp.exp(rest * times)
+
+
+def float32_above(value: float) -> float:
+    """Returns the float32 that is nearest to `value` and not below, nor denormal."""
+    rounded = np.float32(value)
+    if float(rounded) < value:  # a float32 would be compared in float32
+        rounded = np.nextafter(rounded, np.float32(np.inf))
+    tiny = float(np.finfo(np.float32).tiny)
+    return tiny if 0 < value < tiny else float(rounded)

@@ -96,10 +96,6 @@ def cyclical(
             f"window must be one of {names}, or a function, got {window!r}"
         )
 
-    def shrink(value: jax.Array, cycle: jax.Array, count: jax.Array) -> jax.Array:
-        value = ar.decay(value, ar.log(cycle_gamma), ar.real(cycle))
-        return ar.decay(value, ar.log(step_gamma), ar.real(count))
-
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
         rise, fall = ar.like(count, up), ar.like(count, down)
@@ -112,10 +108,10 @@ def cyclical(
             height = _WINDOWS[window](near, far)
         else:
             height = ar.call(window, far)
-        if not decay_base:
-            height = shrink(height, cycle, count)
-        value = ar.between(base_value, peak_value, height)
-        return shrink(value, cycle, count) if decay_base else value
+        shrink = ar.power(cycle_gamma, cycle) * ar.power(step_gamma, count)
+        if decay_base:
+            return shrink * ar.between(base_value, peak_value, height)
+        return ar.between(base_value, peak_value, shrink * height)
 
     return schedule
 
@@ -185,8 +181,7 @@ def cosine_annealing_warm_restarts(
             cycle, start, end = jnp.vectorize(_cycle, excluded=[1])(count, table)
             position, length = count - start, end - start
         left = ar.part(length - position, length)
-        peak = ar.decay(max_value, ar.log(peak_mult), ar.real(cycle))
-        peak = jnp.maximum(peak, min_value)
+        peak = jnp.maximum(min_value, max_value * ar.power(peak_mult, cycle))
         return ar.between(min_value, peak, ar.half_wave(left))
 
     return schedule

@@ -94,7 +94,7 @@ def step_decay(
     def schedule(count: jax.Array) -> jax.Array:
         moved = count + ar.like(count, offset)
         stairs, _ = ar.divide(moved, ar.like(count, step_size))
-        return ar.decay(init_value, ar.log(decay_rate), ar.real(stairs))
+        return init_value * ar.power(decay_rate, stairs)
 
     return schedule
 
@@ -133,8 +133,9 @@ def exponential_step_decay(
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        rate = ar.log(decay_rate) / step_size
-        return ar.decay(init_value, rate, ar.real(count))
+        stairs, rest = ar.divide(count, ar.like(count, step_size))
+        part = ar.real(rest) / ar.real(step_size)
+        return init_value * ar.power(decay_rate, stairs) * jnp.power(decay_rate, part)
 
     return schedule
 
@@ -158,15 +159,15 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
     Examples:
       >>> import lrd_optax
       >>> schedule = lrd_optax.schedules.natural_exponential_decay(1.0, 0.05)
-      >>> print(schedule(99))
-      0.007083409
+      >>> print(f"{schedule(99):.6f}")
+      0.007083
     """
     init_value = _checks.number("init_value", init_value)
     decay_rate = _checks.number("decay_rate", decay_rate, least=0)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        return ar.decay(init_value, -decay_rate, ar.real(count))
+        return init_value * ar.exponential(-decay_rate, count)
 
     return schedule
 
