@@ -20,6 +20,7 @@ import compiled  # first: it sets what JAX reads when it is imported
 import jax
 import jax.numpy as jnp
 import optax
+import records
 import step_cost
 import timing
 from compiled import Figures
@@ -87,7 +88,7 @@ def table(target: str, args: argparse.Namespace) -> None:
             rows.append(case | cost._asdict() | {"machine": machine})
         out = {"target": target, "note": compiled.NOTE, "rows": rows}
         whole = path.with_suffix(".new")  # so that no stop leaves half a file
-        whole.write_text(json.dumps(out, indent=1) + "\n")
+        whole.write_text(records.dumps(out) + "\n")
         whole.replace(path)
     print("written:", path, flush=True)
 

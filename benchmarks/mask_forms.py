@@ -9,7 +9,6 @@ each, and on a CPU it is timed. Writes benchmarks/results/<target>-mask_forms.js
 
 import argparse
 import functools
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import records
 import timing
 from draw_designs import multiply_xorshift, row_major
 from draw_designs import reshaped as flat
@@ -211,7 +211,7 @@ def main() -> None:
     path = timing.RESULTS / f"{args.target}-mask_forms.json"
     machine = compiled.machine(args.target)
     written = {"note": compiled.NOTE, "machine": machine, "rows": rows}
-    path.write_text(json.dumps(written, indent=1) + "\n")
+    path.write_text(records.dumps(written) + "\n")
     print("written:", path)
 
 

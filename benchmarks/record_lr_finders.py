@@ -11,7 +11,6 @@ Writes tests/data/lr_finders.json.
 
 import contextlib
 import io
-import json
 import logging
 import math
 import tempfile
@@ -28,6 +27,7 @@ matplotlib.use("Agg")
 import lightning
 import matplotlib.pyplot as plt
 import numpy as np
+import records
 import torch
 from fastai.basics import DataLoaders, Learner, OptimWrapper
 from fastai.callback.schedule import minimum, slide, steep, valley
@@ -357,7 +357,7 @@ def main() -> None:
     bars = io.StringIO()
     with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
         recorded = record()
-    text = json.dumps(rounded(recorded), indent=1, allow_nan=False)
+    text = records.dumps(rounded(recorded), levels=4)
     PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(text + "\n")
     for finder, runs in recorded["runs"].items():

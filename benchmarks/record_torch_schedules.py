@@ -7,11 +7,11 @@ Each scheduler is stepped one update at a time, on the CPU in float64, as in a t
 loop. Writes tests/data/torch_schedules.json.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import records
 import torch
 from torch.optim import lr_scheduler
 
@@ -72,7 +72,7 @@ def main() -> None:
         for name, (make, options) in SCHEDULERS.items()
     }
     PATH.parent.mkdir(exist_ok=True)
-    text = json.dumps({"torch": torch.__version__, "recorded": recorded}, indent=1)
+    text = records.dumps({"torch": torch.__version__, "recorded": recorded})
     PATH.write_text(text + "\n")
     print(
         f"torch {torch.__version__}: {len(recorded)} schedulers, {STEPS} steps: {PATH}"

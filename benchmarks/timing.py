@@ -7,7 +7,6 @@ caches of the same other one. Ratios are taken within a round.
 """
 
 import gc
-import json
 import os
 import platform
 import random
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import records
 
 Shapes = list[tuple[int, ...]]
 
@@ -246,5 +246,5 @@ def write(what: str, results: dict[str, Any]) -> Path:
     device = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower())
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{device}-{what}.json"
-    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
+    path.write_text(records.dumps({"machine": machine(), **results}) + "\n")
     return path

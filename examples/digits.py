@@ -12,7 +12,6 @@ arms of one seed share its initial weights and its batches: differences are pair
 """
 
 import argparse
-import json
 import math
 import platform
 import time
@@ -29,6 +28,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from options import check_keep_prob, make_folder
+from report import write_report
 from rich import box, progress
 from rich.console import Console
 from rich.table import Table
@@ -311,9 +311,7 @@ def write_json(results: list[Result], config: dict[str, Any], path: Path) -> Non
         "processor": platform.processor() or platform.machine(),
         "results": [r._asdict() for r in results],
     }
-    # A diverged run has losses of NaN, which JSON does not know.
-    report = json.loads(json.dumps(report), parse_constant=lambda _: None)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, path)
 
 
 def learning_rate(text: str) -> tuple[str, float]:

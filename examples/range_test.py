@@ -13,7 +13,6 @@ examples/digits.py, which many trainings without LRD have found in place of one 
 """
 
 import argparse
-import json
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from options import check_keep_prob, make_folder
+from report import write_report
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -271,7 +271,7 @@ def main() -> None:
         "suggestions": {kind: each._asdict() for kind, each in found.items()},
         "results": [r._asdict() for r in results],
     }
-    (options.output / "range_test.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, options.output / "range_test.json")
     console.print(make_table(results))
     console.print(
         f"± is a 95 % interval over {options.seeds} seeds, of differences paired by "

@@ -19,7 +19,6 @@ where a gradient is 0 it can do nothing.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +33,7 @@ import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from options import check_keep_prob, make_folder
+from report import write_report
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -338,9 +338,7 @@ def write_json(results: Results, config: dict[str, Any], path: Path) -> None:
             for (problem, name, arm), found in results.items()
         ],
     }
-    # A median beyond the last step is inf, which JSON does not know.
-    report = json.loads(json.dumps(report), parse_constant=lambda _: None)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, path)
 
 
 def parse_options() -> argparse.Namespace:
