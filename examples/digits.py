@@ -28,7 +28,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from options import check_keep_prob, make_folder
-from report import write_report
+from report import save_picture, write_report
 from rich import box, progress
 from rich.console import Console
 from rich.table import Table
@@ -299,7 +299,7 @@ def draw(results: list[Result], path: Path) -> None:
         unused.set_axis_off()
     lines, labels = axes[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path, dpi=150)
 
 
 def write_json(results: list[Result], config: dict[str, Any], path: Path) -> None:

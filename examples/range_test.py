@@ -27,7 +27,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from options import check_keep_prob, make_folder
-from report import write_report
+from report import save_picture, write_report
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -198,7 +198,7 @@ def draw(ranges, found: dict[str, Suggestion], arms, accuracies, path: Path) -> 
         axes.get_legend().remove()
     low = {"loc": "outside lower center", "ncols": 4, "frameon": False}
     figure.legend(lines, curves, title=title, **low)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path, dpi=100)
 
 
 def make_table(results: list[Result]) -> Table:

@@ -33,7 +33,7 @@ import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from options import check_keep_prob, make_folder
-from report import write_report
+from report import save_picture, write_report
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -324,7 +324,7 @@ def draw(
         ax.grid(alpha=0.3)
         ax.label_outer()
     ax.legend(loc="upper right", ncols=2, framealpha=0.85, edgecolor="none")
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)
 
 
 def write_json(results: Results, config: dict[str, Any], path: Path) -> None:
