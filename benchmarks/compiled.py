@@ -2,7 +2,7 @@
 
 Import it before jax: it sets what JAX reads when it is imported. One environment serves
 TPUs or GPUs: `devices` says what is missing. Nothing runs, so these are a compiler's
-figures, not times. accelerators.py prints tables of them, mask_forms.py others.
+figures, not times. accelerators.py prints tables of them, studies/mask_forms.py others.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The designs of the draw that were tried: what each costs, and how random it is.
 
-    python benchmarks/draw_designs.py
+    python benchmarks/studies/draw_designs.py
 
 Times ResNet-34 in float32 and writes benchmarks/results/<device>-draw_designs.json.
 The last column is the largest of 1,216 correlations between masks, in standard
@@ -10,16 +10,20 @@ Independent masks give about 3.6; far more than that is structure.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import timing
-from step_cost import bernoulli_dropout
 
 import lrd_optax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/
+import timing
+from step_cost import bernoulli_dropout
 
 Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -1,6 +1,6 @@
 """The forms of the mask that were tried, and what XLA makes of each.
 
-    python benchmarks/mask_forms.py cpu     # or v5e, h100: see accelerators.py
+    python benchmarks/studies/mask_forms.py cpu     # or v5e, h100: see accelerators.py
 
 Each form is a threading of the key, a way in which the number of a leaf enters, a way
 to count its elements, and a hash. A step for ResNet-34 in float32 is compiled with
@@ -9,9 +9,12 @@ each, and on a CPU it is timed. Writes benchmarks/results/<target>-mask_forms.js
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/
 import accelerators  # first: it sets what JAX reads when it is imported
 import compiled
 import jax

@@ -1,8 +1,8 @@
 """Puts masks to dieharder, a battery of tests for random number generators.
 
-    python benchmarks/mask_quality.py            # everything: about an hour on one core
-    python benchmarks/mask_quality.py --quick    # five small tests: about two minutes
-    python benchmarks/mask_quality.py --streams rows leaves --tests bitstream runs
+    python benchmarks/studies/mask_quality.py           # everything: about an hour
+    python benchmarks/studies/mask_quality.py --quick   # five small tests: two minutes
+    python benchmarks/studies/mask_quality.py --streams rows --tests bitstream runs
 
 Needs the program dieharder (Debian and Ubuntu: apt install dieharder). The whole run
 writes benchmarks/results/<device>-mask_quality.json; a part of it is only printed.
@@ -35,16 +35,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats  # JAX depends on it
-import timing
-from draw_designs import multiply_xorshift
 
 import lrd_optax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/
+import timing
+from draw_designs import multiply_xorshift
 
 Masks = Iterator[np.ndarray]
 

@@ -1,6 +1,6 @@
 """Learning-rate finders: what they suggest, how far that scatters, how well it trains.
 
-    python benchmarks/lr_finders.py
+    python benchmarks/studies/lr_finders.py
 
 A small MLP on the digits (that of tests/data/lr_finders.json), 64 seeds with weights
 and batches of their own. All rules read the same range test: ours, and those of
@@ -11,7 +11,9 @@ that its own curve suggested.
 """
 
 import functools
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,9 +22,11 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from timing import write
 
 import lrd_optax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/
+from timing import write
 
 SEEDS, STEPS, BATCH, EPOCHS = 64, 100, 100, 10
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], float, float]] = {
