@@ -13,17 +13,3 @@ from lrd_optax._suggestions import suggest_cycle as suggest_cycle
 from lrd_optax._suggestions import suggest_learning_rate as suggest_learning_rate
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "LearningRateDropoutState",
-    "RangeTestBand",
-    "RangeTestResult",
-    "learning_rate_dropout",
-    "loss_decay",
-    "lr_range_test",
-    "range_test_band",
-    "sample_mask",
-    "schedules",
-    "suggest_cycle",
-    "suggest_learning_rate",
-]

@@ -32,9 +32,6 @@ def polynomial_decay(
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range.
-
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> schedule = lrd_optax.schedules.polynomial_decay(1.0, 0.0, 2, 4)
@@ -83,9 +80,6 @@ def cosine_annealing(
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
-
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax

@@ -25,10 +25,6 @@ def per_epoch(
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if `steps_per_epoch` is no whole number of at least 1, or
-        `schedule` no function.
-
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> epochs = lrd_optax.schedules.step_decay(1.0, 0.5, 2)
@@ -60,10 +56,6 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
-
-    Raises:
-      ValueError: if there are none, or a number is not finite.
-      TypeError: if one is neither a schedule nor a number.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -98,16 +90,11 @@ def clamp(
 
     Args:
       schedule: a schedule.
-      min_value: the least value, or None.
+      min_value: the least value, or None; one of the two bounds is needed.
       max_value: the largest value, or None.
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
-
-    Raises:
-      ValueError: if no bound is given, one is not finite, or `min_value` is above
-        `max_value`.
-      TypeError: if `schedule` is no function.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -142,10 +129,6 @@ def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if `steps` is no whole number of at least 1, or `schedule`
-        no function.
-
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> line = lrd_optax.schedules.polynomial_decay(1.0, 0.0, 1, 4)
@@ -172,9 +155,6 @@ def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
-
-    Raises:
-      ValueError, TypeError: if `steps` is no whole number, or `schedule` no function.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax

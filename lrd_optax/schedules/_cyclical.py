@@ -68,10 +68,6 @@ def cyclical(
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, out of range, or no
-        known window.
-
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> schedule = lrd_optax.schedules.cyclical(1.0, 3.0, 2, cycle_gamma=0.5)
@@ -149,8 +145,8 @@ def cosine_annealing_warm_restarts(
       A schedule: float32 (float64 under x64) of the count's shape.
 
     Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range, or
-        `t_mult` so near to 1 that 2**31 steps have more than 2,000 restarts.
+      ValueError: also if `t_mult` is so near to 1 that 2**31 steps have more than 2,000
+        restarts.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax

@@ -35,9 +35,6 @@ def inverse_time_decay(
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range.
-
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> schedule = lrd_optax.schedules.inverse_time_decay(0.1, 0.5)
@@ -75,9 +72,6 @@ def step_decay(
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
-
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -118,9 +112,6 @@ def exponential_step_decay(
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range.
-
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> schedule = lrd_optax.schedules.exponential_step_decay(1.0, 0.25, 10)
@@ -153,9 +144,6 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range.
-
     Examples:
       >>> import lrd_optax
       >>> schedule = lrd_optax.schedules.natural_exponential_decay(1.0, 0.05)
@@ -187,9 +175,6 @@ def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Sche
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
-
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax

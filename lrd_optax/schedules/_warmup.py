@@ -41,10 +41,6 @@ def warmup(
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range, or
-        `schedule` neither a function nor a number.
-
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> decay = lrd_optax.schedules.step_decay(1.0, 0.5, 2)
@@ -102,10 +98,6 @@ def warmup_stable_decay(
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
-
-    Raises:
-      ValueError, TypeError: if an argument is no finite number, or out of range, or
-        `decay` is not known.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
