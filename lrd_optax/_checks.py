@@ -164,8 +164,9 @@ def shapes(leaves: list[Any]) -> None:
 
 def shown(value: Any) -> str:
     """Returns what a sentence says that it got."""
-    short = isinstance(value, (int, float, complex, str, type(None), np.generic))
-    return repr(value) if short else f"a {type(value).__name__}"
+    text = repr(value)
+    plain = len(text) < 60 and " at 0x" not in text
+    return text if plain else f"a {type(value).__name__}"
 
 
 def _scalar(name: str, rule: str, value: Any) -> Any:

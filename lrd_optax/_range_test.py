@@ -1,9 +1,10 @@
 """The learning-rate range test: train while the learning rate rises, watch the loss."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,6 @@ import optax
 
 from lrd_optax import _checks
 from lrd_optax._range_result import RangeTestResult, smooth
-
-
-class _Run(NamedTuple):
-    params: Any
-    state: Any
-    average: jax.Array  # of the losses so far, exponential, its bias not yet corrected
-    best: jax.Array  # the lowest corrected average so far
-    stopped: jax.Array
 
 
 def lr_range_test(
@@ -35,53 +28,61 @@ def lr_range_test(
     smoothing: float = 0.05,
     divergence: float | None = 4.0,
 ) -> RangeTestResult:
-    r"""Trains for `num_steps` updates while the learning rate rises, from `params`.
+    r"""Trains for `num_steps` updates from `params` while the learning rate rises.
 
-    With :math:`r = \eta_{max} / \eta_{min}` and N steps, update :math:`i` has the rate
+    With N = `num_steps` and :math:`r = \eta_{max} / \eta_{min}`, update :math:`i` has
+    the learning rate
 
     .. math::
 
       \eta_i = \eta_{min}\, r^{i / (N - 1)} \text{ (log)}, \qquad
-      \eta_i = \eta_{min} + (\eta_{max} - \eta_{min}) \frac{i}{N - 1} \text{ (linear)},
+      \eta_i = \eta_{min} + (\eta_{max} - \eta_{min}) \frac{i}{N - 1} \text{ (linear)}.
 
-    and its loss is that of the parameters it made, :math:`L(\theta_{i+1}; b_{i+1})`:
-    the loss measured in the same step, before the update, is the work of the rate
-    before. Everything is one compiled :func:`jax.lax.scan`. Nothing of the caller's
-    is changed, donated or kept.
+    The loss recorded for update :math:`i` is :math:`L(\theta_{i+1}; b_{i+1})`: the loss
+    of the parameters that the update made, on the next batch.
 
-    The smoothed losses are means of running medians of five, which no single batch
-    moves, weighted by :math:`\exp(-(i-j)^2 / 2 h^2)` with :math:`h` = `smoothing` * N.
-    Being symmetric, they have no lag, as an exponential average has. Blow-ups
-    count as a quarter of the fall above the first median.
+    The smoothed losses are means of running medians of five, so no single batch moves
+    them. The means have Gaussian weights :math:`\exp(-(i-j)^2 / 2 h^2)` with
+    :math:`h` = `smoothing` * N. The weights are symmetric, so the smoothed curve does
+    not lag as an exponential average does. Losses far above the first are capped at a
+    quarter of the fall above the first median.
+
+    The whole test is one compiled :func:`jax.lax.scan`. It changes, donates and keeps
+    nothing of yours. All updates are computed; what comes after the test stops (see
+    `divergence`) is not valid.
+
+    An update is skipped if its loss or gradient is not finite. So one bad batch is one
+    missing point, and the test goes on. Once the parameters have exploded, no later
+    loss is finite, and no later point is valid.
 
     Args:
-      loss_fn: ``loss_fn(params, batch)``, a real scalar. With what does not train
-        (a module's definition, batch statistics, a random key) closed over, or as a
-        part of the batch.
-      params: where every run starts, as the optimizer takes them.
-      batches: a tree of arrays ``[n, batch size, ...]``, n batches stacked: update i
-        trains on ``batches[i % n]``. (An array of examples would be batches of one.)
-        Give `num_steps` + 1 so that none comes twice. A list of batches is stacked, and
-        so are the first of an iterator, which is used up so far, or a data loader.
-      make_optimizer: called with a schedule, returns the optimizer: ``optax.adam``,
-        or ``lambda rate: optax.chain(optax.sgd(rate), learning_rate_dropout(...))``.
-        The schedule, a function, is the rate of the present update, whatever it is
-        called with; :func:`schedules.multiply` makes other schedules of it.
-        The `update` also gets `value`, `grad` and `value_fn`, those that it takes.
+      loss_fn: ``loss_fn(params, batch)``, returns a real scalar. It closes over what
+        does not train, such as a module's definition or batch statistics. Random keys
+        may be part of the batch.
+      params: the initial parameters, arrays of floats, as the optimizer takes them.
+      batches: a tree of arrays ``[n, batch size, ...]``: n batches, stacked. Update i
+        trains on ``batches[i % n]``, so `num_steps` + 1 batches are enough to use none
+        twice. A list of batches, an iterator or a data loader will do too; their first
+        `num_steps` + 1 batches are stacked.
+      make_optimizer: takes a schedule and returns an optimizer: ``optax.adam``, or
+        ``lambda rate: optax.chain(optax.sgd(rate), learning_rate_dropout(...))``.
+        The schedule is a function that returns the learning rate of the current
+        update, whatever count it is given. The optimizer's `update` is also given
+        `value`, `grad` and `value_fn`, if it takes them.
       min_value: the first learning rate, above 0.
       max_value: the last learning rate, above `min_value`.
-      num_steps: how many updates and learning rates, at least 2.
-      scale: how the rates are spaced, ``"log"`` or ``"linear"``.
-      smoothing: standard deviation of the window as a part of `num_steps`, from 0 (the
-        losses as they are) to 0.2, which blurs the fall itself.
-      divergence: the test stops once a causal average of the losses is above
-        :math:`best + (divergence - 1) |best|`, which is `divergence` times its lowest
-        value so far for a positive loss; above 1. None: only a loss that is not
-        finite stops it. From there on no update is computed.
+      num_steps: the number of updates and learning rates, at least 2.
+      scale: the spacing of the learning rates, ``"log"`` or ``"linear"``.
+      smoothing: the standard deviation of the smoothing window, as a fraction of
+        `num_steps`. From 0 (no smoothing) to 0.2 (which blurs the fall itself).
+      divergence: the test stops at the first loss where an exponential average of the
+        losses so far exceeds :math:`best + (divergence - 1) |best|`. Here best is the
+        lowest value of that average so far, so for a positive loss the limit is
+        `divergence` times the lowest. Above 1. None: the test never stops.
 
     Returns:
-      A :class:`RangeTestResult`. Its arrays are float32 (float64 under x64). Under
-      ``vmap``, over keys for instance, they have a leading axis, which
+      A :class:`RangeTestResult` of float32 arrays (float64 under x64). Under ``vmap``,
+      over random keys for instance, they have a leading axis, which
       :func:`suggest_learning_rate`, :func:`suggest_cycle`, :func:`range_test_band` and
       ``plotting.plot_range_test`` take.
 
@@ -89,7 +90,8 @@ def lr_range_test(
       ValueError: if a number is out of its range, the rates do not rise in float32,
         `batches` are not stacked to one length, the loss is no scalar, or the
         optimizer does not use the schedule.
-      TypeError: if an argument is of a wrong type.
+      TypeError: if an argument has a wrong type, or a function of yours needs the
+        value of an array that is traced.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
@@ -106,97 +108,146 @@ def lr_range_test(
     """
     for name, function in (("loss_fn", loss_fn), ("make_optimizer", make_optimizer)):
         if not callable(function):
-            kind = type(function).__name__
             hint = ", as optax.adam without ()" if hasattr(function, "update") else ""
-            raise TypeError(f"{name} must be a function{hint}, got a {kind}")
+            got = _checks.shown(function)
+            raise TypeError(f"{name} must be a function{hint}, got {got}")
+    _check_params(params)
     rates = _rates(min_value, max_value, num_steps, scale)
-    batches, length = _stacked(batches, len(rates) + 1)
-    window = _checks.static_number("smoothing", smoothing, least=0, most=0.2) * len(
-        rates
-    )
+    batches = _stacked(batches, len(rates) + 1)
+    fraction = _checks.static_number("smoothing", smoothing, least=0, most=0.2)
+    window = fraction * len(rates)
     if divergence is not None:
         divergence = _checks.static_number("divergence", divergence, above=1)
-    memory = 1 - 1 / max(1, 2 * window)  # of the causal average; as wide as the window
-
-    used = []
-
-    def optimizer(rate: jax.Array) -> optax.GradientTransformation:
-        def schedule(count: Any) -> jax.Array:
-            # Not of the count: an optimizer may count otherwise, as optax.MultiSteps
-            # does. full_like keeps it weak, so that it does not widen bfloat16.
-            used.append(True)
-            return jax.lax.full_like(0.0, rate)
-
-        made = make_optimizer(schedule)
-        # Not isinstance: optax.MultiSteps is none, and fits.
-        if not (hasattr(made, "init") and hasattr(made, "update")):
-            kind = type(made).__name__
-            raise TypeError(
-                "make_optimizer must return an optax.GradientTransformation, "
-                f"got a {kind}"
-            )
-        return made
 
     def run(params: Any, batches: Any, rates: jax.Array) -> RangeTestResult:
-        def train(
-            run: _Run, step: jax.Array, rate: jax.Array, weight: jax.Array
-        ) -> Any:
-            def value_fn(params: Any) -> Any:
-                batch = jax.tree.map(
-                    lambda b: jax.lax.dynamic_index_in_dim(b, step % length, 0, False),
-                    batches,
-                )
-                return _scalar(loss_fn(params, batch))
-
-            value, grads = jax.value_and_grad(value_fn)(run.params)
-            loss = value.astype(rates.dtype)
-            average = memory * run.average + (1 - memory) * loss
-            corrected = average / weight
-            best = jnp.minimum(run.best, corrected)
-            limit = jnp.full_like(best, jnp.inf)
-            if divergence is not None:
-                limit = best + (divergence - 1) * jnp.abs(best)
-            stopped = ~(jnp.isfinite(loss) & (corrected <= limit))
-            extra = {"value": value, "grad": grads, "value_fn": value_fn}
-
-            def update(params: Any, state: Any) -> tuple[Any, Any]:
-                made = optimizer(rate)
-                taken = _taken(made.update, extra)
-                updates, state = made.update(grads, state, params, **taken)
-                return optax.apply_updates(params, updates), state
-
-            params, state = jax.lax.cond(
-                stopped, lambda *same: same, update, run.params, run.state
-            )
-            run = _Run(params, state, average, best, stopped)
-            return run, loss
-
-        def stay(run: _Run, *inputs: jax.Array) -> Any:
-            return run, jnp.full([], jnp.nan, rates.dtype)
-
-        def body(run: _Run, inputs: Any) -> Any:
-            return jax.lax.cond(run.stopped, stay, train, run, *inputs)
-
-        params = jax.tree.map(jnp.asarray, params)
-        zero = jnp.zeros([], rates.dtype)
-        state = optimizer(rates[0]).init(params)
-        start = _Run(params, state, zero, zero + jnp.inf, jnp.zeros([], bool))
-        # One more than there are rates: a loss is measured before its step's update.
-        steps = np.arange(len(rates) + 1)
-        weights = jnp.asarray(1 - memory ** (steps + 1), rates.dtype)
-        inputs = jnp.asarray(steps), jnp.append(rates, rates[-1]), weights
-        losses = jax.lax.scan(body, start, inputs)[1][1:]
-        valid = jnp.isfinite(losses)
-        smoothed = smooth(jnp.where(valid, losses, jnp.nan), window)
-        return RangeTestResult(rates, losses, smoothed, valid)
+        losses = _train(loss_fn, make_optimizer, params, batches, rates)
+        valid = jnp.isfinite(losses[1:])  # no update made the first loss
+        if divergence is not None:
+            # The memory of the average is as wide as the smoothing window.
+            memory = 1 - 1 / max(1, 2 * window)
+            valid &= ~_stopped(losses, memory, divergence)
+        losses = jnp.where(valid, losses[1:], jnp.nan)
+        return RangeTestResult(rates, losses, smooth(losses, window), valid)
 
     result: RangeTestResult = jax.jit(run)(params, batches, jnp.asarray(rates))
-    if not used:
+    return result
+
+
+class _Rate:
+    """A schedule that returns the rate of the current update, whatever the count.
+
+    The count of an optimizer may not be that of the updates: ``optax.MultiSteps``
+    counts every k-th one.
+    """
+
+    def __init__(self, value: jax.Array) -> None:
+        self.value = value
+        self.used = False
+
+    def __call__(self, count: Any) -> jax.Array:
+        self.used = True
+        # full_like keeps it weakly typed, so that it does not widen bfloat16.
+        return jax.lax.full_like(0.0, self.value)
+
+
+def _train(
+    loss_fn: Any, make_optimizer: Any, params: Any, batches: Any, rates: jax.Array
+) -> jax.Array:
+    """Returns the loss before each update and after the last, ``[num_steps + 1]``."""
+    length = len(jax.tree.leaves(batches)[0])
+
+    def step(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> Any:
+        index = inputs[0] % length
+        batch = jax.tree.map(
+            lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False),
+            batches,
+        )
+        loss_of = functools.partial(_loss, loss_fn, batch)
+        loss, grads = jax.value_and_grad(loss_of)(carry[0])
+        extra = {"value": loss, "grad": grads, "value_fn": loss_of}
+        new = _update(make_optimizer, _Rate(inputs[1]), grads, carry, extra)
+        finite = jnp.isfinite(loss)
+        for grad in jax.tree.leaves(grads):
+            finite &= jnp.isfinite(grad).all()
+        carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, carry)
+        return carry, loss.astype(rates.dtype)
+
+    state = _optimizer(make_optimizer, _Rate(rates[0])).init(params)
+    # One step more than there are rates: its loss is that after the last update.
+    inputs = jnp.arange(len(rates) + 1), jnp.append(rates, rates[-1])
+    losses: jax.Array = jax.lax.scan(step, (params, state), inputs)[1]
+    return losses
+
+
+def _loss(loss_fn: Any, batch: Any, params: Any) -> Any:
+    loss = _checks.call("loss_fn", loss_fn, params, batch)
+    shape = getattr(loss, "shape", None)
+    if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        got = type(loss).__name__ if shape is None else f"{loss.dtype}{list(shape)}"
+        raise ValueError(
+            f"loss_fn must return a real scalar array and nothing else, got {got}"
+        )
+    return loss
+
+
+def _optimizer(make_optimizer: Any, rate: _Rate) -> Any:
+    optimizer = _checks.call("make_optimizer", make_optimizer, rate)
+    # Not isinstance: optax.MultiSteps is no GradientTransformation, and will do.
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "make_optimizer must return an optax.GradientTransformation, "
+            f"got {_checks.shown(optimizer)}"
+        )
+    return optimizer
+
+
+def _update(
+    make_optimizer: Any, rate: _Rate, grads: Any, carry: Any, extra: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Returns the parameters and the optimizer's state after one update."""
+    params, state = carry
+    update = _optimizer(make_optimizer, rate).update
+    accepted = inspect.signature(update).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        extra = {name: value for name, value in extra.items() if name in accepted}
+    name = "the optimizer of make_optimizer"
+    update = functools.partial(update, **extra)
+    updates, state = _checks.call(name, update, grads, state, params)
+    if not rate.used:
         raise ValueError(
             "make_optimizer must use the schedule that it is given, as "
             "lambda rate: optax.adam(rate) does, but it was never called"
         )
-    return result
+    return optax.apply_updates(params, updates), state
+
+
+def _stopped(losses: jax.Array, memory: float, divergence: float) -> jax.Array:
+    """Returns for each loss but the first whether one before it has diverged."""
+
+    def add(sums: jax.Array, terms: jax.Array) -> tuple[jax.Array, jax.Array]:
+        sums = memory * sums + terms
+        return sums, sums
+
+    finite = jnp.isfinite(losses)
+    terms = jnp.stack([jnp.where(finite, losses, 0), finite.astype(losses.dtype)], 1)
+    total, weight = jax.lax.scan(add, jnp.zeros_like(terms[0]), terms)[1].T
+    average = jnp.where(weight > 0, total / weight, jnp.inf)
+    best = jax.lax.cummin(average)
+    limit = best + (divergence - 1) * jnp.abs(best)
+    diverged = finite & ~(average <= limit)  # so written, it is True for NaN too
+    return jnp.cumsum(diverged[:-1]) > 0
+
+
+def _check_params(params: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", np.dtype(type(leaf)))
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            got = dtype if hasattr(leaf, "dtype") else _checks.shown(leaf)
+            where = jax.tree_util.keystr(path)
+            raise TypeError(
+                f"params must be arrays of floats, got {got} at params{where}: let "
+                "loss_fn close over what does not train"
+            )
 
 
 def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.ndarray:
@@ -219,51 +270,31 @@ def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.nda
     return rates
 
 
-def _stacked(batches: Any, most: int) -> tuple[Any, int]:
-    """Returns the batches as a tree of arrays, and how many there are."""
-    several = isinstance(batches, list) or hasattr(batches, "__next__")
-    if not several and not hasattr(batches, "shape") and hasattr(batches, "__iter__"):
-        several = any(leaf is batches for leaf in jax.tree.leaves(batches))  # a loader
-    if several:
-        some = list(itertools.islice(batches, most))
-        kinds = sorted({str(jax.tree.map(np.shape, batch)) for batch in some})
-        if len(kinds) > 1:
+def _stacked(batches: Any, most: int) -> Any:
+    """Returns the batches as a tree of arrays with one leading axis."""
+    is_list = isinstance(batches, list) or hasattr(batches, "__next__")
+    if not is_list and not hasattr(batches, "shape") and hasattr(batches, "__iter__"):
+        # A data loader, which can be iterated but is no tree.
+        is_list = any(leaf is batches for leaf in jax.tree.leaves(batches))
+    if is_list:
+        items = list(itertools.islice(batches, most))
+        shapes = sorted({str(jax.tree.map(np.shape, batch)) for batch in items})
+        if len(shapes) > 1:
             raise ValueError(
                 "batches in a list must be of one shape, got "
-                f"{len(some)} batches of shapes {' and '.join(kinds[:2])}"
+                f"{len(items)} batches of shapes {' and '.join(shapes[:2])}"
             )
-        batches = jax.tree.map(_stack, *some) if some else ()
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
-    lengths = sorted({shape[0] if shape else 0 for shape in shapes})
-    if len(lengths) != 1 or lengths[0] == 0:
+        batches = jax.tree.map(_stack, *items) if items else ()
+    found = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
+    lengths = {shape[0] if shape else 0 for shape in found}
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             "batches must be arrays, stacked along a leading axis of one length above "
-            f"0, or a list of batches, got shapes {shapes[:9]}"
+            f"0, or a list of batches, got shapes {found[:9]}"
         )
-    return batches, int(lengths[0])
+    return batches
 
 
-def _stack(*arrays: Any) -> jax.Array:
-    # Not only of JAX and NumPy: np.asarray takes tensors of other libraries too.
-    known = (
-        each if isinstance(each, jax.Array) else np.asarray(each) for each in arrays
-    )
-    return jnp.stack(list(known))
-
-
-def _taken(update: Callable[..., Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of `extra` a function takes."""
-    parameters = inspect.signature(update).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        return extra
-    return {name: value for name, value in extra.items() if name in parameters}
-
-
-def _scalar(loss: Any) -> Any:
-    shape = getattr(loss, "shape", None)
-    if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-        got = type(loss).__name__ if shape is None else f"{loss.dtype}{list(shape)}"
-        raise ValueError(
-            f"loss_fn must return a real scalar array and nothing else, got {got}"
-        )
-    return loss
+def _stack(*leaves: Any) -> jax.Array:
+    # np.asarray takes tensors of other libraries too.
+    return jnp.stack([x if isinstance(x, jax.Array) else np.asarray(x) for x in leaves])

@@ -136,7 +136,8 @@ def _curve(result: RangeTestResult) -> _Curve:
     even = np.linspace(logs[0], logs[-1], number)
     losses = np.interp(even, logs, losses)
     bottom = int(losses.argmin())
-    curve = _Curve(even, losses, bottom, not valid.all() or bottom < number - 1)
+    # One point that is missing is no turn; what is missing at the end has diverged.
+    curve = _Curve(even, losses, bottom, bottom < number - 1 or not valid[-1])
     fall = losses[0] - losses[bottom]
     # The range of smoothed noise is below this, and so is that of any other.
     if not fall > 2 * noise:
