@@ -119,7 +119,8 @@ def _curve(result: RangeTestResult) -> _Curve:
     rates, raw, smoothed, valids = (
         np.asarray(each).reshape(-1, size) for each in result
     )
-    valid, number = valids.all(0), int(valids.all(0).sum())
+    valid = np.asarray(valids.all(0))
+    number = int(valid.sum())
     if empty := int((~valids.any(1)).sum()):
         raise ValueError(
             f"the loss was not finite, or diverged, at once in {empty} of "

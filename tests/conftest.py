@@ -1,5 +1,11 @@
 """Strict numerics for every test, and helpers that several files share."""
 
+import os
+
+# Before NumPy is loaded: its threads for linear algebra wait by spinning, which takes
+# longer than the small products here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 

@@ -134,23 +134,26 @@ DERIVED = {
 }
 
 
+@jax.jit
+@jax.vmap
+def masks_of_50_steps(rng_key):
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
+
+    def step(state, _):
+        updates, state = tx.update(jnp.ones(64), state)
+        return state, updates
+
+    state = tx.init(None)._replace(rng_key=rng_key)
+    return jax.lax.scan(step, state, length=50)[1]
+
+
 @pytest.mark.parametrize("how", DERIVED)
 def test_keys_derived_from_one_another_never_meet(how):
     # Before, the state's next key was fold_in(key, 0): such a key drew each mask of
     # the first one step earlier.
     key = jax.random.key(0, impl="threefry2x32")
     keys = jnp.stack([words(key), *(words(k) for k in DERIVED[how](key))])
-    tx = lrd_optax.learning_rate_dropout(0.5, key=0)
-
-    def masks(rng_key):
-        def step(state, _):
-            updates, state = tx.update(jnp.ones(64), state)
-            return state, updates
-
-        state = tx.init(None)._replace(rng_key=rng_key)
-        return jax.lax.scan(step, state, length=50)[1]
-
-    drawn = np.asarray(jax.jit(jax.vmap(masks))(keys)).reshape(-1, 64)
+    drawn = np.asarray(masks_of_50_steps(keys)).reshape(-1, 64)
     assert len(np.unique(drawn, axis=0)) == 21 * 50
 
 

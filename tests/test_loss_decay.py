@@ -62,20 +62,24 @@ def mean_steps(name):
     """
     decay = schedules.exponential_step_decay(1.0, 0.1, STEPS)
     base = OPTIMIZERS[name]
+    runs = [
+        base(0.1),
+        optax.chain(lrd_optax.loss_decay(decay), base(0.1)),
+        base(schedules.multiply(decay, 0.1)),
+    ]
 
-    def last(optimizer):
-        def step(state, key):
-            grads = 1 + 0.5 * jax.random.normal(key, (8,))
-            updates, state = optimizer.update(grads, state, grads)
-            return state, jnp.mean(jnp.abs(updates))
+    def step(states, grads):
+        updates, states = zip(
+            *(tx.update(grads, s, grads) for tx, s in zip(runs, states, strict=True)),
+            strict=True,
+        )
+        return states, [jnp.mean(jnp.abs(each)) for each in updates]
 
-        keys = jax.random.split(jax.random.key(0), STEPS)
-        return jax.lax.scan(step, optimizer.init(jnp.ones(8)), keys)[1][-200:].mean()
-
-    plain = last(base(0.1))
-    decayed = last(optax.chain(lrd_optax.loss_decay(decay), base(0.1)))
-    rate = last(base(schedules.multiply(decay, 0.1)))
-    return float(decayed / plain), float(rate / plain)
+    states = tuple(tx.init(jnp.ones(8)) for tx in runs)
+    grads = 1 + 0.5 * np.random.default_rng(0).standard_normal((STEPS, 8), np.float32)
+    sizes = jax.lax.scan(step, states, grads)[1]
+    plain, decayed, rate = (np.mean(each[-200:]) for each in sizes)
+    return decayed / plain, rate / plain
 
 
 def test_is_rate_decay_for_sgd():

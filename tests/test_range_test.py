@@ -196,7 +196,9 @@ def test_one_batch_that_is_not_finite(bad):
     assert np.flatnonzero(~np.asarray(result.valid)).tolist() == [10]
     for values in (result.losses, result.smoothed_losses):
         np.testing.assert_array_equal(np.isfinite(values), result.valid)
-    usual = range_test(optax.adam, data={"x": batches(), "extra": np.zeros(41, "f")}, **kw)
+    usual = range_test(
+        optax.adam, data={"x": batches(), "extra": np.zeros(41, "f")}, **kw
+    )
     np.testing.assert_array_equal(result.losses[:10], usual.losses[:10])
     assert lrd_optax.suggest_learning_rate(result) == pytest.approx(
         lrd_optax.suggest_learning_rate(usual), rel=0.3

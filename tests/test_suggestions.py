@@ -227,7 +227,7 @@ NO_ANSWER = {
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [(name, m) for name, (_, ms, _) in NO_ANSWER.items() for m in {*ms, "cycle"}],
+    [(name, m) for name, (_, ms, _) in NO_ANSWER.items() for m in [*ms, "cycle"]],
 )
 def test_no_answer(name, method):
     """It says why there is none."""
