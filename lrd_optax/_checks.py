@@ -1,7 +1,7 @@
 """What a caller may pass; one sentence for what not. Values of tracers are not read."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -44,20 +44,25 @@ def number(
     return float(value)
 
 
-def whole_number(name: str, value: Any, *, least: int | None = 1) -> int | jax.Array:
+def whole_number(name: str, value: Any, *, least: int = 1) -> int | jax.Array:
     """Returns `value` as a Python int, or a JAX array as int32."""
-    rule = f"{name} must be a whole number"
-    rule += "" if least is None else f" of at least {least}"
+    low = least if least >= 0 else "1 - 2**31"
+    rule = f"{name} must be a whole number from {low} to 2**31 - 1"
     value = _scalar(name, rule, value)
     if isinstance(value, jax.Array):
         return value.astype(jnp.int32)
-    if 2**31 <= abs(value) < math.inf and (value > 0 or least is None):
-        rule = f"{name} must be {'below ' if value > 0 else 'above -'}2**31"
-    if not abs(value) < 2**31 or value != int(value):
-        raise ValueError(f"{rule}, got {value}")
-    if least is not None and value < least:
+    if not least <= value < 2**31 or value != int(value):  # NaN fails too
         raise ValueError(f"{rule}, got {value}")
     return int(value)
+
+
+def interval(
+    low_name: str, low: Any, high_name: str, high: Any
+) -> tuple[float | jax.Array, float | jax.Array]:
+    """Returns two numbers, of which the first must not be above the second."""
+    low, high = number(low_name, low), number(high_name, high)
+    ordered(low_name, low, high_name, high)
+    return low, high
 
 
 def ordered(low_name: str, low: Any, high_name: str, high: Any) -> None:
@@ -66,6 +71,13 @@ def ordered(low_name: str, low: Any, high_name: str, high: Any) -> None:
         raise ValueError(
             f"{low_name} must be at most {high_name}, got {low} and {high}"
         )
+
+
+def choice(name: str, value: Any, names: Iterable[str], other: str = "") -> None:
+    """Raises unless `value` is one of `names`. `other` says what else it could be."""
+    if not (isinstance(value, str) and value in names):
+        known = ", ".join(map(repr, names))
+        raise ValueError(f"{name} must be one of {known}{other}, got {shown(value)}")
 
 
 def static(name: str, value: Any) -> Any:
@@ -121,13 +133,12 @@ def state(value: Any) -> None:
         ("count", "an integer scalar", jnp.integer, ()),
     ):
         got = getattr(value, field)
-        if hasattr(got, "dtype"):
-            fits = got.shape == shape and jnp.issubdtype(got.dtype, dtype)
-            got = f"{got.dtype} of shape {got.shape}"
-        else:
-            fits = shape == () and type(got) is int
-        if not fits:
-            raise ValueError(f"state.{field} must be {rule}, got {got}")
+        array = got if hasattr(got, "dtype") else np.asarray(got)
+        if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+            text = (
+                shown(got) if got is not array else f"{got.dtype} of shape {got.shape}"
+            )
+            raise ValueError(f"state.{field} must be {rule}, got {text}")
 
 
 def updates(leaves: list[Any]) -> None:

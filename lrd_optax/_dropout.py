@@ -129,23 +129,16 @@ def learning_rate_dropout(
         _checks.updates(leaves)
         prob = keep_prob
         if callable(prob):
-            prob = prob(state.count)
+            prob = _checks.call("the keep_prob schedule", prob, state.count)
             _checks.keep_prob(prob, "the value of the keep_prob schedule")
-        limit: int | jax.Array | None = None  # keeps everything
-        if not (isinstance(prob, _checks.NUMBERS) and prob == 1):
-            limit = _masks.threshold(prob)
-            if callable(keep_prob):  # no compilation for each number that it returns
-                limit = jnp.asarray(limit, jnp.uint32)
-        traced, fixed = (limit, None) if isinstance(limit, jax.Array) else (None, limit)
+        limit = _masks.threshold(prob)
+        if callable(keep_prob) and limit is not _masks.ALL:
+            # Not a number, which would be compiled anew for each count.
+            limit = jnp.asarray(limit, jnp.uint32)
         # Without jit too, one dispatch for the tree where its leaves lie together.
         thin = _thin_jitted if _meshes.lie_together(leaves) else _thin
-        leaves, state = thin(
-            leaves,
-            LearningRateDropoutState(state.count, state.rng_key),
-            traced,
-            fixed_limit=fixed,
-            unbiased=bool(unbiased),
-        )
+        state = LearningRateDropoutState(state.count, state.rng_key)
+        leaves, state = thin(leaves, state, limit, bool(unbiased))
         return jax.tree.unflatten(treedef, leaves), state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -199,37 +192,34 @@ def sample_mask(
 def _thin(
     leaves: list[Any],
     state: LearningRateDropoutState,
-    limit: jax.Array | None,
-    *,
-    fixed_limit: int | None,
+    limit: _masks.Limit,
     unbiased: bool,
 ) -> tuple[list[Any], LearningRateDropoutState]:
-    """Returns the thinned leaves and the next state. Without a limit nothing drops."""
+    """Returns the leaves, with 0 where an element is dropped, and the next state."""
     following, words = _keys.step_words(jnp.asarray(state.rng_key))
     state = LearningRateDropoutState(optax.safe_increment(state.count), following)
-    either = fixed_limit if limit is None else limit
-    if either is None:
+    if limit is _masks.ALL:
         return leaves, state
-    masks = _masks.tree_masks(words, leaves, either)
-    kept = [
-        _select(mask, leaf, either if unbiased else None)
-        for mask, leaf in zip(masks, leaves, strict=True)
-    ]
-    return kept, state
+    masks = _masks.tree_masks(words, leaves, limit)
+    scale = limit if unbiased else None
+    return [_select(*pair, scale) for pair in zip(masks, leaves, strict=True)], state
 
 
-_thin_jitted = jax.jit(_thin, static_argnames=("fixed_limit", "unbiased"))
+_thin_jitted = jax.jit(_thin, static_argnames="unbiased")
 
 
-def _select(mask: jax.Array, leaf: Any, unbiased_limit: Any) -> jax.Array:
-    """Returns the leaf where the mask is True, else 0. Keeps dtype and weak type."""
+def _select(mask: jax.Array, leaf: Any, limit: _masks.Limit | None) -> jax.Array:
+    """Returns the leaf, divided by the probability of `limit`, where the mask is True.
+
+    Elsewhere 0. Keeps the dtype and the weak type.
+    """
     update = jnp.asarray(leaf)
-    if unbiased_limit is not None:
-        update = _divide(update, unbiased_limit)
+    if limit is not None:
+        update = _divide(update, limit)
     return jax.lax.select(mask, update, jax.lax.full_like(update, 0))
 
 
-def _divide(update: jax.Array, limit: int | jax.Array) -> jax.Array:
+def _divide(update: jax.Array, limit: _masks.Limit) -> jax.Array:
     """Returns `update` divided by the probability that masks have at `limit`."""
     if not jnp.issubdtype(update.dtype, jnp.inexact):
         raise TypeError(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lrd_optax import _checks
+
 KeyLike: TypeAlias = int | np.integer | jax.Array | np.ndarray
 """An int seed, a typed key, or a legacy ``uint32`` key."""
 
@@ -40,8 +42,7 @@ def check_key(key: KeyLike, name: str = "key") -> None:
     if not isinstance(key, (jax.Array, np.ndarray)):
         if hasattr(key, "rng_key"):  # a state, in place of what it holds
             raise TypeError(f"{name} {_RULE}, got a state: pass its field rng_key")
-        shown = repr(key) if len(repr(key)) < 60 else f"a {type(key).__name__}"
-        raise TypeError(f"{name} {_RULE}, got {shown}")
+        raise TypeError(f"{name} {_RULE}, got {_checks.shown(key)}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise ValueError(f"{name} must be one key, got keys of shape {key.shape}")
@@ -76,7 +77,8 @@ def key_words(key: KeyLike) -> jax.Array:
     # Other implementations have more than two words: each of the rest is folded in.
     words, rest = data[:2], data[2:]
     for word in rest:
-        words = jax.random.key_data(jax.random.fold_in(_typed(words), word))
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        words = jax.random.key_data(jax.random.fold_in(key, word))
     return words
 
 
@@ -125,28 +127,17 @@ def _mixed(words: Words) -> Words:
         return (right, left ^ scramble(right + constant)), None
 
     def mixed(unroll: int, words: Words) -> Words:
-        result: Words = jax.lax.scan(turn, words, _ROUND_CONSTANTS, unroll=unroll)[0]
-        return result
+        return jax.lax.scan(turn, words, _ROUND_CONSTANTS, unroll=unroll)[0]
 
     # XLA for CPU would repeat straight code in the kernel of every leaf; not a loop.
-    choice: Words = jax.lax.platform_dependent(
+    return jax.lax.platform_dependent(
         words, cpu=functools.partial(mixed, 1), default=functools.partial(mixed, 4)
     )
-    return choice
-
-
-def _typed(words: jax.Array) -> jax.Array:
-    key: jax.Array = jax.random.wrap_key_data(words, impl="threefry2x32")
-    return key
 
 
 def _seed_words(seed: jax.Array) -> jax.Array:
     """The words of a (traced) integer scalar, equal to those of the Python int."""
-    low = seed.astype(jnp.uint32)
-    if jnp.iinfo(seed.dtype).bits == 64:
-        high = (seed >> 32).astype(jnp.uint32)
-    elif jnp.issubdtype(seed.dtype, jnp.signedinteger):
-        high = jnp.where(seed < 0, np.uint32(0xFFFFFFFF), np.uint32(0))
-    else:
-        high = jnp.zeros_like(low)
-    return jnp.stack([high, low])
+    if jnp.iinfo(seed.dtype).bits < 32:
+        seed = seed.astype(jnp.int32)
+    high = seed >> 31 >> 1  # in two steps, since 32 bits cannot be moved by 32
+    return jnp.stack([high, seed]).astype(jnp.uint32)

@@ -17,7 +17,7 @@ the forms that were tried, and what XLA makes of each.
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,28 +32,30 @@ _SHIFT = np.uint32(16)
 _LEAF_STRIDE = 0x9E3779B1  # prime, about 2**32 / golden ratio
 
 
-def tree_masks(
-    words: _keys.Words, leaves: list[Any], limit: int | jax.Array
-) -> list[jax.Array]:
-    """Returns the booleans of every leaf: True where an element is kept."""
-    kinds = [
-        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-        for leaf in leaves
-    ]
-    axes = [_meshes.varying_axes(kind) for kind in kinds]
-    shards = {each: _keys.shard_words(words, each) for each in dict.fromkeys(axes)}
-    fixed, traced = (limit, None) if isinstance(limit, int) else (None, limit)
-    return [
-        _leaf_mask(
-            shards[axes[n]],
-            _leaf_number(n),
-            traced,
-            fixed,
-            kind.shape,
-            _meshes.explicit_sharding(leaves[n], kind),
-        )
-        for n, kind in enumerate(kinds)
-    ]
+@jax.tree_util.register_static
+class Fixed(int):
+    """A limit that is known to the compiler: ``jit`` makes it part of the program."""
+
+
+Limit: TypeAlias = Fixed | jax.Array
+"""How many of the 2**24 values of a draw are kept, see `is_kept`."""
+
+ALL = Fixed(2**_THRESHOLD_BITS)
+
+
+def tree_masks(words: _keys.Words, leaves: list[Any], limit: Limit) -> list[jax.Array]:
+    """Returns the mask of every leaf: True where an element is kept."""
+    words_of: dict[Any, _keys.Words] = {}  # by the mesh axes over which a leaf varies
+    masks = []
+    for n, leaf in enumerate(leaves):
+        kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+        axes = _meshes.varying_axes(kind)
+        if axes not in words_of:
+            words_of[axes] = _keys.shard_words(words, axes)
+        sharding = _meshes.explicit_sharding(leaf, kind)
+        number = _leaf_number(n)
+        masks.append(_leaf_mask(words_of[axes], number, limit, kind.shape, sharding))
+    return masks
 
 
 def _leaf_number(leaf: int) -> np.ndarray:
@@ -65,12 +67,11 @@ def _leaf_number(leaf: int) -> np.ndarray:
 
 
 # Traced once per shape.
-@functools.partial(jax.jit, static_argnames=("fixed_limit", "shape", "sharding"))
+@functools.partial(jax.jit, static_argnames=("shape", "sharding"))
 def _leaf_mask(
     words: _keys.Words,
     number: jax.Array,
-    limit: Any,
-    fixed_limit: int | None,
+    limit: Limit,
     shape: tuple[Any, ...],
     sharding: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
@@ -87,7 +88,7 @@ def _leaf_mask(
     if row is not None:
         start, second = _keys.scramble(start + row), _keys.scramble(second ^ row)
     drawn = draw(index, start, second)
-    return is_kept(drawn, limit if fixed_limit is None else fixed_limit)
+    return is_kept(drawn, limit)
 
 
 def element_index(
@@ -131,18 +132,17 @@ def _count(
     """The index along `dims`, by Horner's rule: ((i d + j) e + k)."""
     index = None
     for dim in dims:
-        size = shape[dim]
+        size: Any = shape[dim]
         if isinstance(size, int) and size == 1:
             continue
         position = jax.lax.broadcasted_iota(
             jnp.uint32, shape, dim, out_sharding=sharding
         )
-        if index is None:
-            index = position
-        else:
+        if index is not None:
             known = isinstance(size, int)  # and may be too large for an int32
             factor = np.uint32(size) if known else jnp.asarray(size).astype(jnp.uint32)
-            index = index * factor + position
+            position = index * factor + position
+        index = position
     if index is None:
         return jnp.zeros(shape, jnp.uint32, out_sharding=sharding)
     return index
@@ -167,29 +167,28 @@ def draw(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
     return x * _ODD  # the high bits are the well mixed ones
 
 
-def is_kept(drawn: jax.Array, limit: int | jax.Array) -> jax.Array:
+def is_kept(drawn: jax.Array, limit: Limit) -> jax.Array:
     """Returns whether the high 24 bits of a draw are below `limit`."""
     if isinstance(limit, int) and limit > 0:  # the same for one operation less
         return drawn <= np.uint32((limit << 8) - 1)
-    return drawn >> np.uint32(32 - _THRESHOLD_BITS) < limit
+    return drawn >> np.uint32(32 - _THRESHOLD_BITS) < jnp.asarray(limit, jnp.uint32)
 
 
-def threshold(keep_prob: jax.typing.ArrayLike) -> int | jax.Array:
-    """Returns the `limit` of `is_kept` for a probability: an int for a Python number.
+def threshold(keep_prob: jax.typing.ArrayLike) -> Limit:
+    """Returns the limit for a probability, `Fixed` if it is a Python number.
 
     Computed in float32 whatever the dtype and configuration, so that the bits never
     depend on them. Outside of [0, 1] it saturates; NaN keeps nothing.
     """
     if isinstance(keep_prob, (int, float)):
-        return int(np.ceil(np.float32(keep_prob) * 2**_THRESHOLD_BITS))
+        limit = Fixed(np.ceil(np.float32(keep_prob) * 2**_THRESHOLD_BITS))
+        return ALL if limit == ALL else limit
     prob = jnp.asarray(keep_prob).astype(jnp.float32)
     prob = jnp.where(prob > 0, jnp.minimum(prob, 1), 0)
-    limit: jax.Array = jnp.ceil(prob * 2**_THRESHOLD_BITS).astype(jnp.uint32)
-    return limit
+    return jnp.ceil(prob * 2**_THRESHOLD_BITS).astype(jnp.uint32)
 
 
-def inverse_probability(limit: int | jax.Array, dtype: Any) -> jax.Array:
+def inverse_probability(limit: Limit, dtype: Any) -> jax.Array:
     """Returns 1 / the probability with which `is_kept` keeps; never divides by 0."""
     atoms = jnp.maximum(jnp.asarray(limit, jnp.uint32), 1).astype(dtype)
-    inverse: jax.Array = 2**_THRESHOLD_BITS / atoms
-    return inverse
+    return 2**_THRESHOLD_BITS / atoms

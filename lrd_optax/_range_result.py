@@ -1,6 +1,6 @@
 """What a learning-rate range test returns: smoothed losses, and the mean over seeds."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ class RangeTestResult(NamedTuple):
     Attributes:
       learning_rates: the rate of update i, ``float[num_steps]``, rising.
       losses: the loss of the parameters that update i made, on the next batch,
-        ``float[num_steps]``; NaN where the test had stopped.
+        ``float[num_steps]``; NaN where not valid.
       smoothed_losses: a moving average of the losses without a lag,
         ``float[num_steps]``; NaN where not valid.
-      valid: True where the test had not stopped and the loss is finite,
-        ``bool[num_steps]``.
+      valid: True where the loss is finite and has not diverged before,
+        ``bool[num_steps]``. One False in the middle is one loss that was not finite.
     """
 
     learning_rates: jax.Array
@@ -60,19 +60,25 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
       mean over those that happen to be left would jump.
 
     Raises:
-      ValueError: if `coverage` is not in [0, 1].
+      ValueError: if `coverage` is not in [0, 1], or `result` has no seed.
     """
     part = _checks.static_number("coverage", coverage, least=0, most=1)
-    size = np.shape(result.losses)[-1]
-    smoothed = jnp.asarray(result.smoothed_losses).reshape(-1, size)
-    valid = jnp.asarray(result.valid).reshape(-1, size).all(0)
+    rates, _, smoothed, valids = by_seed(result, jnp.asarray)
+    valid = valids.all(0)
     ends = jnp.array([(1 - part) / 2, (1 + part) / 2], smoothed.dtype)
-    low, high = jnp.quantile(smoothed, ends, axis=0)
-    mean, low, high = (
-        jnp.where(valid, each, jnp.nan) for each in (smoothed.mean(0), low, high)
-    )
-    rates = jnp.asarray(result.learning_rates).reshape(-1, size)[0]
-    return RangeTestBand(rates, mean, low, high, valid)
+    curves = smoothed.mean(0), *jnp.quantile(smoothed, ends, axis=0)
+    mean, low, high = (jnp.where(valid, curve, jnp.nan) for curve in curves)
+    return RangeTestBand(rates[0], mean, low, high, valid)
+
+
+def by_seed(result: RangeTestResult, asarray: Any) -> Any:
+    """Returns the arrays of a result as ``[seeds, num_steps]``."""
+    shape = np.shape(result.losses)
+    if 0 in shape:
+        raise ValueError(
+            f"result must have a seed and a point, got losses of shape {shape}"
+        )
+    return [asarray(array).reshape(-1, shape[-1]) for array in result]
 
 
 def smooth(losses: jax.Array, window: float) -> jax.Array:

@@ -106,31 +106,36 @@ def lr_range_test(
       Smith, `Cyclical Learning Rates for Training Neural Networks
       <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3
     """
-    for name, function in (("loss_fn", loss_fn), ("make_optimizer", make_optimizer)):
+    for name, function in {
+        "loss_fn": loss_fn,
+        "make_optimizer": make_optimizer,
+    }.items():
+        hint = ", as optax.adam without ()" * hasattr(function, "update")
         if not callable(function):
-            hint = ", as optax.adam without ()" if hasattr(function, "update") else ""
             got = _checks.shown(function)
             raise TypeError(f"{name} must be a function{hint}, got {got}")
     _check_params(params)
     rates = _rates(min_value, max_value, num_steps, scale)
     batches = _stacked(batches, len(rates) + 1)
     fraction = _checks.static_number("smoothing", smoothing, least=0, most=0.2)
-    window = fraction * len(rates)
     if divergence is not None:
         divergence = _checks.static_number("divergence", divergence, above=1)
+    train = jax.jit(functools.partial(_train, loss_fn, make_optimizer))
+    losses = train(params, batches, jnp.asarray(rates))
+    return _result(jnp.asarray(rates), losses, fraction * len(rates), divergence)
 
-    def run(params: Any, batches: Any, rates: jax.Array) -> RangeTestResult:
-        losses = _train(loss_fn, make_optimizer, params, batches, rates)
-        valid = jnp.isfinite(losses[1:])  # no update made the first loss
-        if divergence is not None:
-            # The memory of the average is as wide as the smoothing window.
-            memory = 1 - 1 / max(1, 2 * window)
-            valid &= ~_stopped(losses, memory, divergence)
-        losses = jnp.where(valid, losses[1:], jnp.nan)
-        return RangeTestResult(rates, losses, smooth(losses, window), valid)
 
-    result: RangeTestResult = jax.jit(run)(params, batches, jnp.asarray(rates))
-    return result
+# Apart from the training, so that it is compiled once for all tests of one length.
+@functools.partial(jax.jit, static_argnames=("window", "divergence"))
+def _result(
+    rates: jax.Array, losses: jax.Array, window: float, divergence: float | None
+) -> RangeTestResult:
+    valid = jnp.isfinite(losses[1:])  # no update made the first loss
+    if divergence is not None:
+        # The memory of the average is as wide as the smoothing window.
+        valid &= ~_stopped(losses, 1 - 1 / max(1, 2 * window), divergence)
+    losses = jnp.where(valid, losses[1:], jnp.nan)
+    return RangeTestResult(rates, losses, smooth(losses, window), valid)
 
 
 class _Rate:
@@ -175,8 +180,7 @@ def _train(
     state = _optimizer(make_optimizer, _Rate(rates[0])).init(params)
     # One step more than there are rates: its loss is that after the last update.
     inputs = jnp.arange(len(rates) + 1), jnp.append(rates, rates[-1])
-    losses: jax.Array = jax.lax.scan(step, (params, state), inputs)[1]
-    return losses
+    return jax.lax.scan(step, (params, state), inputs)[1]
 
 
 def _loss(loss_fn: Any, batch: Any, params: Any) -> Any:
@@ -257,11 +261,10 @@ def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.nda
         raise ValueError(f"min_value must be below max_value, got {low} and {high}")
     steps = _checks.static("num_steps", num_steps)
     steps = _checks.whole_number("num_steps", steps, least=2)
-    if not isinstance(scale, str) or scale not in ("log", "linear"):
-        raise ValueError(f"scale must be 'log' or 'linear', got {scale!r}")
+    _checks.choice("scale", scale, ("log", "linear"))
     dtype = jnp.result_type(float)
-    space: Any = np.geomspace if scale == "log" else np.linspace
-    rates: np.ndarray = space(low, high, steps).astype(dtype)
+    space = np.geomspace if scale == "log" else np.linspace
+    rates = space(low, high, steps).astype(dtype)
     if rates[0] < jnp.finfo(dtype).tiny or not (np.diff(rates) > 0).all():
         raise ValueError(
             "the learning rates must be normal numbers and rise at each step in "
@@ -273,9 +276,9 @@ def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.nda
 def _stacked(batches: Any, most: int) -> Any:
     """Returns the batches as a tree of arrays with one leading axis."""
     is_list = isinstance(batches, list) or hasattr(batches, "__next__")
-    if not is_list and not hasattr(batches, "shape") and hasattr(batches, "__iter__"):
-        # A data loader, which can be iterated but is no tree.
-        is_list = any(leaf is batches for leaf in jax.tree.leaves(batches))
+    if not is_list and hasattr(batches, "__iter__") and not hasattr(batches, "shape"):
+        # A data loader can be iterated, but is no tree.
+        is_list = jax.tree_util.treedef_is_leaf(jax.tree.structure(batches))
     if is_list:
         items = list(itertools.islice(batches, most))
         shapes = sorted({str(jax.tree.map(np.shape, batch)) for batch in items})

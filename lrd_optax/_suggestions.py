@@ -1,11 +1,11 @@
 """What the curve of a learning-rate range test suggests."""
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lrd_optax._range_result import RangeTestResult
+from lrd_optax import _checks
+from lrd_optax._range_result import RangeTestResult, by_seed
 
 # At its ends smoothing flattens a straight fall to 0.33 to 0.38 of its slope.
 _STILL = 0.32
@@ -29,8 +29,7 @@ class _Curve(NamedTuple):
 
     @property
     def slopes(self) -> np.ndarray:
-        slopes: np.ndarray = np.gradient(self.lowest, self.logs)
-        return slopes
+        return np.gradient(self.lowest, self.logs)
 
     @property
     def ends(self) -> str:
@@ -67,14 +66,8 @@ def suggest_learning_rate(
         why: too few valid points, a loss that never falls by more than its noise, or
         still falls at the last rate, or falls fastest at one end.
     """
-    methods: dict[str, Callable[[_Curve], float]] = {
-        "steepest": _steepest,
-        "valley": _valley,
-        "min_over_10": _min_over_10,
-    }
-    if method not in methods:
-        raise ValueError(f"method must be one of {list(methods)}, got {method!r}")
-    return float(np.exp(methods[method](_curve(result))))
+    _checks.choice("method", method, _METHODS)
+    return float(np.exp(_METHODS[method](_curve(result))))
 
 
 def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
@@ -114,13 +107,10 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
 
 
 def _curve(result: RangeTestResult) -> _Curve:
-    size = np.shape(result.losses)[-1]
     # In NumPy: the seeds may be sharded.
-    rates, raw, smoothed, valids = (
-        np.asarray(each).reshape(-1, size) for each in result
-    )
-    valid = np.asarray(valids.all(0))
-    number = int(valid.sum())
+    rates, raw, smoothed, valids = by_seed(result, np.asarray)
+    valid = valids.all(0)
+    number, points = int(valid.sum()), len(valid)
     if empty := int((~valids.any(1)).sum()):
         raise ValueError(
             f"the loss was not finite, or diverged, at once in {empty} of "
@@ -128,7 +118,7 @@ def _curve(result: RangeTestResult) -> _Curve:
         )
     if number < 5:
         raise ValueError(
-            f"at least 5 points must be valid (in all seeds), got {number} of {size}: "
+            f"at least 5 points must be valid (in all seeds), got {number} of {points}: "
             "lower min_value, or raise num_steps"
         )
     logs = np.log(rates[0, valid].astype(float))
@@ -206,3 +196,6 @@ def _valley(curve: _Curve) -> float:
 def _min_over_10(curve: _Curve) -> float:
     _check_turned(curve)
     return float(curve.logs[curve.bottom] - np.log(10))
+
+
+_METHODS = {"steepest": _steepest, "valley": _valley, "min_over_10": _min_over_10}

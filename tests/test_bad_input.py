@@ -226,6 +226,18 @@ BAD_CALLS = {
         TypeError,
         f"{RULE_UPDATES} type ShapeDtypeStruct",
     ),
+    "updates: a dtype without a zero": (
+        lambda: update(jnp.ones(3, jnp.float8_e8m0fnu)),
+        TypeError,
+        "updates must have a zero, got a leaf of dtype float8_e8m0fnu",
+    ),
+    "keep_prob: a schedule that reads a tracer": (
+        lambda: jax.jit(make(lambda count: 1 / float(count + 1)).update)(ONES, state()),
+        TypeError,
+        "the keep_prob schedule must be made of JAX operations, to be compiled: it "
+        "asks for the value of an array that is traced, as float(...), int(...), if "
+        "and NumPy do",
+    ),
     "updates: a string, and all is kept": (
         lambda: update("linear", keep_prob=1),
         TypeError,

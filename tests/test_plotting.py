@@ -194,6 +194,19 @@ def test_learning_curves(ax):
     assert len(ax.collections) == 2
 
 
+def test_what_is_not_finite_is_a_gap(ax):
+    """As at the start of 1 / t, and where one of the seeds has exploded."""
+    plotting.plot_schedules({"1 / t": lambda count: 1 / count}, 5, ax=ax)
+    drawn = lines(ax)["1 / t"].get_ydata()
+    np.testing.assert_allclose(drawn, [np.nan, 1, 1 / 2, 1 / 3, 1 / 4], rtol=1e-6)
+    runs = np.array([[3.0, 2.0, 1.0], [4.0, np.inf, 2.0]])
+    plotting.plot_learning_curves({"runs": runs}, ax=ax)
+    np.testing.assert_array_equal(
+        lines(ax)["runs, 2 seeds"].get_ydata(), [3.5, np.nan, 1.5]
+    )
+    ax.figure.canvas.draw()
+
+
 def test_mask(ax):
     mask = lrd_optax.sample_mask(0, {"w": jnp.ones((3, 4, 10))}, 0.5)["w"]
     assert plotting.plot_mask(mask, ax=ax) is ax
@@ -272,7 +285,49 @@ def test_styles_differ(ax):
 BAD = {
     "steps": (
         lambda: plotting.plot_schedules({"a": 0.1}, 0),
-        "num_steps must be from 1 to 2**31, got 0",
+        "num_steps must be a whole number from 1 to 2**31 - 1, got 0",
+    ),
+    "half a step": (
+        lambda: plotting.plot_schedules({"a": 0.1}, 10.5),
+        "num_steps must be a whole number from 1 to 2**31 - 1, got 10.5",
+    ),
+    "a list of schedules": (
+        lambda: plotting.plot_schedules([0.1], 10),
+        "named must be a dict of schedules by name, got [0.1]",
+    ),
+    "one schedule": (
+        lambda: plotting.plot_schedules(schedules.step_decay(1, 0.5, 3), 10),
+        "named must be a dict of schedules by name, got a function",
+    ),
+    "no schedule": (
+        lambda: plotting.plot_schedules({}, 10),
+        "named must have at least one name, got none",
+    ),
+    "an optimizer as schedule": (
+        lambda: plotting.plot_schedules({"a": optax.sgd(0.1)}, 10),
+        "schedule 'a' must be a function of the update count, or a number, got a "
+        "GradientTransformationExtraArgs",
+    ),
+    "a schedule that reads a tracer": (
+        lambda: plotting.plot_schedules({"a": lambda count: float(count)}, 10),
+        "schedule 'a' must be made of JAX operations, to be compiled: it asks for the "
+        "value of an array that is traced, as float(...), int(...), if and NumPy do",
+    ),
+    "an infinite schedule": (
+        lambda: plotting.plot_schedules({"a": lambda count: jnp.inf}, 10),
+        "schedule 'a' must have a finite value to draw, got none",
+    ),
+    "no curves": (
+        lambda: plotting.plot_learning_curves({}),
+        "curves must have at least one name, got none",
+    ),
+    "a curve without a name": (
+        lambda: plotting.plot_learning_curves(np.zeros(99)),
+        "curves must be a dict of arrays by name, got a ndarray",
+    ),
+    "an infinite curve": (
+        lambda: plotting.plot_learning_curves({"a": [np.inf, np.nan]}),
+        "curve 'a' must have a finite value to draw, got none",
     ),
     "nothing valid": (
         lambda: plotting.plot_range_test(
@@ -306,7 +361,7 @@ BAD = {
     ),
     "no path": (
         lambda: plotting.plot_trajectories(jnp.sum, {}),
-        "paths must have at least one path, got none",
+        "paths must have at least one name, got none",
     ),
     "nowhere finite": (
         lambda: plotting.plot_trajectories(jnp.sum, {"a": [[np.nan, 1.0]]}),

@@ -629,6 +629,10 @@ NOT_STACKED = (
     "batches must be arrays, stacked along a leading axis of one length above 0, "
     "or a list of batches, got shapes "
 )
+READS_A_TRACER = (
+    "must be made of JAX operations, to be compiled: it asks for the value of an array "
+    "that is traced, as float(...), int(...), if and NumPy do"
+)
 WRONG = {
     "loss_fn": ({"loss": 3}, "loss_fn must be a function, got 3"),
     "make_optimizer": (
@@ -659,13 +663,16 @@ WRONG = {
     ),
     "num_steps": (
         {"num_steps": 1},
-        "num_steps must be a whole number of at least 2, got 1",
+        "num_steps must be a whole number from 2 to 2**31 - 1, got 1",
     ),
     "array": (
         {"num_steps": jnp.array(3)},
         "num_steps must be a Python number, got a JAX array",
     ),
-    "scale": ({"scale": "cubic"}, "scale must be 'log' or 'linear', got 'cubic'"),
+    "scale": (
+        {"scale": "cubic"},
+        "scale must be one of 'log', 'linear', got 'cubic'",
+    ),
     "smoothing": (
         {"smoothing": 0.9},
         "smoothing must be a finite number of at least 0 and of at most 0.2, got 0.9",
@@ -704,6 +711,19 @@ WRONG = {
     "complex": (
         {"loss": lambda p, b: jax.lax.complex(loss_fn(p, b), p[0])},
         "loss_fn must return a real scalar array and nothing else, got complex64[]",
+    ),
+    "whole numbers as params": (
+        {"params": {"w": np.ones(4, "f"), "steps": np.arange(3)}},
+        "params must be arrays of floats, got int64 at params['steps']: let loss_fn "
+        "close over what does not train",
+    ),
+    "loss that reads a tracer": (
+        {"loss": lambda p, b: jnp.float32(float(p[0]))},
+        f"loss_fn {READS_A_TRACER}",
+    ),
+    "factory that reads a tracer": (
+        {"make_optimizer": lambda rate: optax.sgd(float(rate(0)))},
+        f"make_optimizer {READS_A_TRACER}",
     ),
     "aux": (
         {"loss": lambda p, b: (loss_fn(p, b), 3)},

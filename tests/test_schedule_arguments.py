@@ -3,6 +3,7 @@
 import math
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -28,7 +29,7 @@ WRONG = [
     ),
     (
         lambda: schedules.inverse_time_decay(0.1, 0.1, 0),
-        "decay_steps must be a whole number of at least 1, got 0",
+        "decay_steps must be a whole number from 1 to 2**31 - 1, got 0",
     ),
     (
         lambda: schedules.step_decay(INF, 0.1, 10),
@@ -40,11 +41,11 @@ WRONG = [
     ),
     (
         lambda: schedules.step_decay(1.0, 0.1, -10),
-        "step_size must be a whole number of at least 1, got -10",
+        "step_size must be a whole number from 1 to 2**31 - 1, got -10",
     ),
     (
         lambda: schedules.step_decay(1.0, 0.1, 10, -1),
-        "offset must be a whole number of at least 0, got -1",
+        "offset must be a whole number from 0 to 2**31 - 1, got -1",
     ),
     (
         lambda: schedules.exponential_step_decay(1.0, NAN, 10),
@@ -60,11 +61,11 @@ WRONG = [
     ),
     (
         lambda: schedules.polynomial_decay(1.0, 0.0, 1, 2.5),
-        "decay_steps must be a whole number of at least 1, got 2.5",
+        "decay_steps must be a whole number from 1 to 2**31 - 1, got 2.5",
     ),
     (
         lambda: schedules.polynomial_decay(1.0, 0.0, 1, NAN),
-        "decay_steps must be a whole number of at least 1, got nan",
+        "decay_steps must be a whole number from 1 to 2**31 - 1, got nan",
     ),
     (
         lambda: schedules.cosine_annealing(0.1, 0.2, 10),
@@ -80,7 +81,7 @@ WRONG = [
     ),
     (
         lambda: schedules.cosine_annealing_warm_restarts(0.1, 0, 0),
-        "first_decay_steps must be a whole number of at least 1, got 0",
+        "first_decay_steps must be a whole number from 1 to 2**31 - 1, got 0",
     ),
     (
         lambda: schedules.cosine_annealing_warm_restarts(0.1, 0, 9, 2, 1.5),
@@ -97,11 +98,11 @@ WRONG = [
     ),
     (
         lambda: schedules.cyclical(0.1, 0.2, 0),
-        "step_size must be a whole number of at least 1, got 0",
+        "step_size must be a whole number from 1 to 2**31 - 1, got 0",
     ),
     (
         lambda: schedules.cyclical(0.1, 0.2, 9, step_size_down=0),
-        "step_size_down must be a whole number of at least 1, got 0",
+        "step_size_down must be a whole number from 1 to 2**31 - 1, got 0",
     ),
     (
         lambda: schedules.cyclical(0.1, 0.2, 9, window="hamming"),
@@ -118,11 +119,11 @@ WRONG = [
     ),
     (
         lambda: schedules.inverse_sqrt_decay(0.1, 0),
-        "decay_steps must be a whole number of at least 1, got 0",
+        "decay_steps must be a whole number from 1 to 2**31 - 1, got 0",
     ),
     (
         lambda: schedules.warmup(0.1, -1),
-        "warmup_steps must be a whole number of at least 0, got -1",
+        "warmup_steps must be a whole number from 0 to 2**31 - 1, got -1",
     ),
     (
         lambda: schedules.warmup(0.1, 1, init_value=NAN),
@@ -130,11 +131,11 @@ WRONG = [
     ),
     (
         lambda: schedules.warmup_stable_decay(1.0, 1, -1, 1),
-        "stable_steps must be a whole number of at least 0, got -1",
+        "stable_steps must be a whole number from 0 to 2**31 - 1, got -1",
     ),
     (
         lambda: schedules.warmup_stable_decay(1.0, 1, 1, 0),
-        "decay_steps must be a whole number of at least 1, got 0",
+        "decay_steps must be a whole number from 1 to 2**31 - 1, got 0",
     ),
     (
         lambda: schedules.warmup_stable_decay(1.0, 1, 1, 1, end_value=2),
@@ -146,7 +147,7 @@ WRONG = [
     ),
     (
         lambda: schedules.per_epoch(line, 0),
-        "steps_per_epoch must be a whole number of at least 1, got 0",
+        "steps_per_epoch must be a whole number from 1 to 2**31 - 1, got 0",
     ),
     (lambda: schedules.multiply(), "multiply must get at least one schedule, got none"),
     (
@@ -163,9 +164,12 @@ WRONG = [
     ),
     (
         lambda: schedules.repeat(line, 0),
-        "steps must be a whole number of at least 1, got 0",
+        "steps must be a whole number from 1 to 2**31 - 1, got 0",
     ),
-    (lambda: schedules.shift(line, 0.5), "steps must be a whole number, got 0.5"),
+    (
+        lambda: schedules.shift(line, 0.5),
+        "steps must be a whole number from 1 - 2**31 to 2**31 - 1, got 0.5",
+    ),
     (
         lambda: schedules.step_decay(jnp.ones(2), 0.5, 10),
         "init_value must be a scalar, got shape (2,)",
@@ -176,11 +180,11 @@ WRONG = [
     ),
     (
         lambda: schedules.polynomial_decay(1, 0, 1, 2**31),
-        "decay_steps must be below 2**31, got 2147483648",
+        "decay_steps must be a whole number from 1 to 2**31 - 1, got 2147483648",
     ),
     (
         lambda: schedules.shift(line, -(2**31)),
-        "steps must be above -2**31, got -2147483648",
+        "steps must be a whole number from 1 - 2**31 to 2**31 - 1, got -2147483648",
     ),
     (
         lambda: schedules.cyclical(0, 1, 9, window=["hann"]),
@@ -213,7 +217,7 @@ WRONG_TYPE = [
     ),
     (
         lambda: schedules.step_decay(0.1, 0.5, None),
-        "step_size must be a whole number of at least 1, got None",
+        "step_size must be a whole number from 1 to 2**31 - 1, got None",
     ),
     (
         lambda: schedules.step_decay(0.1, jnp.array(True), 9),
@@ -242,6 +246,11 @@ WRONG_TYPE = [
     (
         lambda: schedules.cosine_annealing_warm_restarts(0.1, 0, 9, jnp.int32(2)),
         "t_mult must be a Python number, got a JAX array",
+    ),
+    (
+        lambda: jax.jit(schedules.clamp(lambda count: float(count), 0))(3),
+        "schedule must be made of JAX operations, to be compiled: it asks for the "
+        "value of an array that is traced, as float(...), int(...), if and NumPy do",
     ),
 ]
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import lrd_optax
+import lrd_optax.plotting
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "lr_finders.json").read_text())
 METHODS = ["steepest", "valley", "min_over_10"]
@@ -302,6 +303,25 @@ def test_steepest_needs_no_end_of_the_fall():
     assert found == pytest.approx(0.01, rel=0.05)
 
 
-def test_method_is_checked():
-    with pytest.raises(ValueError, match=r"^method must be one of .*, got 'best'$"):
-        lrd_optax.suggest_learning_rate(result(LOG, CURVE), "best")
+@pytest.mark.parametrize("method", ["best", ["steepest"]])
+def test_method_is_checked(method):
+    with pytest.raises(
+        ValueError, match=r"^method must be one of .*, got .*best|steep"
+    ):
+        lrd_optax.suggest_learning_rate(result(LOG, CURVE), method)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lrd_optax.suggest_learning_rate,
+        lrd_optax.suggest_cycle,
+        lrd_optax.range_test_band,
+        lrd_optax.plotting.plot_range_test,
+    ],
+)
+def test_no_seeds(use):
+    nothing = jax.tree.map(lambda x: x[None][:0], result(LOG, CURVE))
+    sentence = "result must have a seed and a point, got losses of shape (0, 201)"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        use(nothing)

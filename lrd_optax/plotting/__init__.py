@@ -16,12 +16,3 @@ from lrd_optax.plotting._curves import plot_range_test as plot_range_test
 from lrd_optax.plotting._curves import plot_schedules as plot_schedules
 from lrd_optax.plotting._planes import plot_mask as plot_mask
 from lrd_optax.plotting._planes import plot_trajectories as plot_trajectories
-
-__all__ = [
-    "COLORS",
-    "plot_learning_curves",
-    "plot_mask",
-    "plot_range_test",
-    "plot_schedules",
-    "plot_trajectories",
-]

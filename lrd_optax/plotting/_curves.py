@@ -1,6 +1,7 @@
 """Values against the step or the learning rate."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from matplotlib.ticker import MaxNLocator
 
+from lrd_optax import _checks
 from lrd_optax._range_result import RangeTestResult, range_test_band
 from lrd_optax.plotting import _style
 
@@ -28,15 +30,17 @@ def plot_schedules(
 
     Args:
       named: schedules, or numbers, by the names that the legend shows.
-      num_steps: how many steps. Of more than 10,000 only so many, evenly spaced, are
-        drawn.
+      num_steps: how many steps. Where there are more than 10,000, only 10,000 of them
+        are drawn, evenly spaced.
       ax: where to draw; None: on a new figure.
 
     Returns:
       The Axes.
 
     Raises:
-      ValueError: if `num_steps` is not from 1 to 2**31.
+      TypeError: if `named` is no dict of schedules and numbers.
+      ValueError: if it is empty, `num_steps` is no whole number from 1 to 2**31 - 1, or
+        no value of a schedule is finite.
 
     Examples:
       >>> import optax
@@ -47,24 +51,19 @@ def plot_schedules(
       ... }
       >>> ax = plotting.plot_schedules(rates, num_steps=100)
     """
-    if not 1 <= num_steps <= 2**31:
-        raise ValueError(f"num_steps must be from 1 to 2**31, got {num_steps}")
-    ax = _style.axes(ax)
+    _style.check_named("named", named, "schedules")
+    num_steps = _checks.static("num_steps", num_steps)
+    num_steps = int(_checks.whole_number("num_steps", num_steps))
     steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, 10_000)).astype(int))
-    for (name, schedule), style in zip(
-        named.items(), _style.styles(len(named)), strict=True
-    ):
-        # Some schedules of Optax take no array of counts, or return a number for it.
-        call = schedule if callable(schedule) else optax.constant_schedule(schedule)
-        drawn = jax.vmap(lambda count, call=call: jnp.asarray(call(count)))(steps)
-        # As stairs where it jumps and stays; the last step has its width too.
-        x, y = np.append(steps, num_steps), np.append(drawn, drawn[-1])
-        changes = np.diff(y, prepend=y[0]) != 0
-        jumps = changes[1:-1] & ~changes[:-2] & ~changes[2:]
-        if jumps.any():
+    curves = {name: _values(name, named[name], steps) for name in named}
+    ax = _style.axes(ax)
+    for i, (name, y) in enumerate(curves.items()):
+        x, style = steps, _style.line(i)
+        changes = np.diff(y, prepend=y[0], append=y[-1]) != 0
+        if (changes[1:-1] & ~changes[:-2] & ~changes[2:]).any():  # it jumps and stays
             style["drawstyle"] = "steps-post"
-        else:
-            x, y = x[:-1], y[:-1]
+            # The last stair is as wide as a step.
+            x, y = np.append(x, num_steps), np.append(y, y[-1])
         ax.plot(x, y, label=name, **style)
     ax.set(xlabel="step", ylabel="value", xlim=(0, num_steps))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -72,6 +71,17 @@ def plot_schedules(
     if len(named) > 1:
         ax.legend(**_style.LEGEND)
     return ax
+
+
+def _values(name: str, schedule: optax.ScalarOrSchedule, steps: np.ndarray) -> Any:
+    """Returns the value of a schedule or a number at each step."""
+    label = f"schedule {name!r}"
+    schedule = _checks.schedule(schedule, label, or_number=True)
+    if not callable(schedule):
+        return _style.finite(label, np.full(len(steps), schedule))
+    # Some schedules of Optax take no array of counts, or return a number for it.
+    value = jax.vmap(lambda count: jnp.asarray(_checks.call(label, schedule, count)))
+    return _style.finite(label, value(steps))
 
 
 def plot_range_test(
@@ -84,9 +94,10 @@ def plot_range_test(
 ) -> _style.Axes:
     """Draws the loss against the learning rate.
 
-    Of one run the losses as points and smoothed as a line; of many seeds, under
-    ``vmap``, the mean of the smoothed losses and a band that holds 90 % of them (see
-    :func:`lrd_optax.range_test_band`). What blows up leaves the picture at the top.
+    For one run: the losses as points, and the smoothed losses as a line. For many
+    seeds, under ``vmap``: the mean of the smoothed losses as a line, and a band that
+    holds 90 % of them (see :func:`lrd_optax.range_test_band`). A loss that blows up
+    leaves the picture at the top.
 
     Args:
       result: of :func:`lrd_optax.lr_range_test`.
@@ -114,35 +125,31 @@ def plot_range_test(
       ...     cycle=lrd_optax.suggest_cycle(result))
     """
     band = range_test_band(result)
-    valid = np.asarray(band.valid)
+    valid = np.asarray(band.valid & jnp.isfinite(band.mean))
     if not valid.any():
         raise ValueError("result has no point that is valid (in all seeds) to draw")
     ax = _style.axes(ax)
     before = [line for line in ax.get_lines() if line.get_gid() == _RANGE_TEST]
     rates, mean, low, high = map(np.asarray, band[:4])
-    style = {**_style.styles(1, first=len(before))[0], "linewidth": 1.6}
+    style = {**_style.line(len(before)), "linewidth": 1.6, "gid": _RANGE_TEST}
     color, name = style["color"], "" if label is None else f"{label}, "
     if np.ndim(result.losses) > 1:
         seeds = int(np.prod(np.shape(result.losses)[:-1]))
-        text = f"{name}mean, smoothed"
-        shade = {**_style.BAND, "color": color, "label": f"{name}90 % of {seeds} seeds"}
-        ax.fill_between(rates, low, high, **shade)
+        text = f"{name}90 % of {seeds} seeds"
+        ax.fill_between(rates, low, high, color=color, label=text, **_style.BAND)
+        (line,) = ax.plot(rates, mean, label=f"{name}mean, smoothed", **style)
     else:
-        text = f"{name}smoothed"
         low = np.where(valid, result.losses, np.nan)
-        points = {"color": color, "alpha": 0.4, "markersize": 3, "label": f"{name}loss"}
-        ax.plot(rates, low, ".", **points)
-    (line,) = ax.plot(rates, mean, label=text, gid=_RANGE_TEST, **style)
-    marks = marks or {}
-    # Not in the colours of the curves, of which there may be more.
-    styles = _style.styles(len(marks), first=len(before) + 1)
-    for (mark, rate), style in zip(marks.items(), styles, strict=True):
-        ax.axvline(rate, label=f"{name}{mark} {rate:.2g}", **{**style, "color": "0.2"})
+        ax.plot(rates, low, ".", ms=3, color=color, alpha=0.4, label=f"{name}loss")
+        (line,) = ax.plot(rates, mean, label=f"{name}smoothed", **style)
+    for i, (mark, rate) in enumerate((marks or {}).items(), len(before) + 1):
+        # Not in the color of a curve: there may be more curves to come.
+        style = {**_style.line(i), "color": "0.2"}
+        ax.axvline(rate, label=f"{name}{mark} {rate:.2g}", **style)
     if cycle is not None:
+        color = color if before else _style.COLORS[5]
         text = f"{name}cycle {cycle[0]:.2g} to {cycle[1]:.2g}"
-        yellow = _style.COLORS[5]
-        shade = {**_style.BAND, "color": color if before else yellow, "label": text}
-        ax.axvspan(*cycle, **shade)
+        ax.axvspan(*cycle, color=color, label=text, **_style.BAND)
     ax.set(xlabel="learning rate", ylabel="loss")
     ends = np.array([rates[0], rates[-1], *(ax.get_xlim() if before else ())])
     if _uneven(np.log(rates)) <= _uneven(rates):
@@ -151,14 +158,14 @@ def plot_range_test(
     _style.finish(ax)
     legend = ax.legend(loc="upper center", ncols=2, fontsize="small", **_style.LEGEND)
     legend.set_in_layout(False)  # it is within the Axes, which must not shrink for it
-    # From the lowest to where the falls begin, and above it the room for the legend.
-    curves = [np.asarray(each.get_ydata(), float) for each in [*before, line]]
+    # From the lowest loss to where the falls begin, with room for the legend above.
+    curves = [np.asarray(curve.get_ydata(), float) for curve in [*before, line]]
     start = max(np.nanmax(y[: np.nanargmin(y) + 1]) for y in curves)
     bottom = min(np.nanmin(y) for y in [*curves, low])
     room = 0.15 * (start - bottom) or 1.0
     bottom, top = bottom - room, start + room
-    rows = (len(legend.get_texts()) + 1) // 2
-    part = (0.17 * rows + 0.15) * ax.figure.dpi / ax.bbox.height
+    inches = 0.15 + 0.17 * ((len(legend.get_texts()) + 1) // 2)
+    part = inches * ax.figure.dpi / ax.bbox.height
     ax.set_ylim(bottom, bottom + (top - bottom) / (1 - min(part, 0.6)))
     return ax
 
@@ -176,12 +183,12 @@ def plot_learning_curves(
     confidence: float = 0.95,
     ax: _style.Axes | None = None,
 ) -> _style.Axes:
-    """Draws curves against the step; of several seeds the mean and its interval.
+    """Draws curves against the step, and the mean of several seeds with its interval.
 
     Args:
-      curves: by the names in the legend: ``[steps]``, or ``[seeds, steps]``, of which
-        the mean and its confidence interval (Student's t) are drawn. A NaN of one seed
-        leaves a gap.
+      curves: arrays by the names in the legend: ``[steps]``, or ``[seeds, steps]``, of
+        which the mean and its confidence interval (Student's t) are drawn. A value that
+        is not finite leaves a gap, also where it is that of one seed.
       steps: the x values, ``[steps]``; None: 0, 1, ...
       confidence: of the interval, in (0, 1).
       ax: where to draw; None: on a new figure. ``ax.set(xlabel=..., ylabel=...)``
@@ -191,8 +198,9 @@ def plot_learning_curves(
       The Axes.
 
     Raises:
-      ValueError: if a curve has not one or two dimensions, has no step, is not as long
-        as `steps`, or `confidence` is not in (0, 1).
+      TypeError: if `curves` is no dict.
+      ValueError: if it is empty; if a curve has not one or two dimensions, has no
+        finite value, or is not as long as `steps`; if `confidence` is not in (0, 1).
 
     Examples:
       >>> import jax
@@ -201,35 +209,37 @@ def plot_learning_curves(
       >>> ax = plotting.plot_learning_curves({"dense": losses[0], "LRD": losses[1]})
       >>> ax = plotting.plot_learning_curves({"one seed": losses[0, 0]}, ax=ax)
     """
+    _style.check_named("curves", curves, "arrays")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    values = {name: np.asarray(curve, float) for name, curve in curves.items()}
-    for name, value in values.items():
-        if value.ndim not in (1, 2) or not value.size:
+    runs = {}
+    for name, curve in curves.items():
+        shape = np.shape(curve)
+        if len(shape) not in (1, 2) or 0 in shape:
             raise ValueError(
                 f"curve {name!r} must be of shape [steps] or [seeds, steps], "
-                f"got {value.shape}"
+                f"got {shape}"
             )
-        if steps is not None and np.shape(steps) != value.shape[-1:]:
+        if steps is not None and np.shape(steps) != shape[-1:]:
             raise ValueError(
-                f"steps must have the shape {value.shape[-1:]} of curve {name!r}, "
+                f"steps must have the shape {shape[-1:]} of curve {name!r}, "
                 f"got {np.shape(steps)}"
             )
+        runs[name] = np.atleast_2d(_style.finite(f"curve {name!r}", curve))
     ax = _style.axes(ax)
-    drawn = len(ax.get_lines())  # on an Axes that has curves, take the next styles
-    for (name, value), style in zip(
-        values.items(), _style.styles(len(values), first=drawn), strict=True
-    ):
-        x = np.arange(value.shape[-1]) if steps is None else np.asarray(steps)
-        seeds = len(value) if value.ndim == 2 else 1
-        if seeds == 1:
-            ax.plot(x, value.ravel(), label=name, **style)
-            continue
-        mean, error = value.mean(0), value.std(0, ddof=1) / seeds**0.5
-        half = _style.stdtrit(seeds - 1, (1 + confidence) / 2) * error
-        ax.plot(x, mean, label=f"{name}, {seeds} seeds", **style)
-        band = {**_style.BAND, "color": style["color"], "gid": _SEEDS}
-        ax.fill_between(x, mean - half, mean + half, **band)
+    # On Axes that have curves, these take the next colors.
+    for i, (name, run) in enumerate(runs.items(), len(ax.get_lines())):
+        seeds, style = len(run), _style.line(i)
+        x = np.arange(run.shape[1]) if steps is None else np.asarray(steps)
+        mean = run.mean(0)
+        ax.plot(
+            x, mean, label=name if seeds == 1 else f"{name}, {seeds} seeds", **style
+        )
+        if seeds > 1:
+            error = run.std(0, ddof=1) / seeds**0.5
+            half = _style.stdtrit(seeds - 1, (1 + confidence) / 2) * error
+            band = {**_style.BAND, "color": style["color"], "gid": _SEEDS}
+            ax.fill_between(x, mean - half, mean + half, **band)
     ax.set(xlabel="step", ylabel="loss")
     ax.margins(x=0)
     _style.finish(ax)

@@ -14,11 +14,11 @@ from lrd_optax.plotting import _style
 
 
 def plot_mask(mask: Any, *, ax: _style.Axes | None = None) -> _style.Axes:
-    """Draws one mask: what is kept is dark, what is dropped is light.
+    """Draws one mask. Kept elements are dark, dropped ones are light.
 
     Args:
-      mask: one boolean array, a leaf of what :func:`lrd_optax.sample_mask` returns. Of
-        more than two dimensions all but the last are the rows.
+      mask: one boolean array, a leaf of what :func:`lrd_optax.sample_mask` returns. If
+        it has more than two dimensions, all but the last are joined to rows.
       ax: where to draw; None: on a new figure.
 
     Returns:
@@ -36,23 +36,16 @@ def plot_mask(mask: Any, *, ax: _style.Axes | None = None) -> _style.Axes:
     """
     rule = "mask must be one boolean array with elements"
     if not hasattr(mask, "dtype"):
-        kind = type(mask).__name__
-        raise TypeError(f"{rule}, got a {kind}: choose a leaf of it")
+        got = type(mask).__name__
+        raise TypeError(f"{rule}, got a {got}: choose a leaf of it")
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.size == 0:
         raise ValueError(f"{rule}, got {mask.dtype} of shape {mask.shape}")
     ax = _style.axes(ax)
     rows = mask.reshape(-1, mask.shape[-1] if mask.ndim else 1)
-    slim = max(rows.shape) > 4 * min(rows.shape)
+    aspect: Any = "auto" if max(rows.shape) > 4 * min(rows.shape) else "equal"
     colors = ListedColormap(["#E8EEF2", _style.COLORS[0]])
-    ax.imshow(
-        rows,
-        cmap=colors,
-        vmin=0,
-        vmax=1,
-        aspect="auto" if slim else "equal",
-        interpolation="nearest",
-    )
+    ax.imshow(rows, colors, vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
     kept = int(mask.sum())
     ax.set_title(f"kept: {kept:,} of {mask.size:,} ({100 * kept / mask.size:.1f} %)")
     ax.set(xlabel="column", ylabel="row")
@@ -75,18 +68,19 @@ def plot_trajectories(
 
     Args:
       loss: a function of a point ``[2]``, a scalar.
-      paths: by the names in the legend: ``[steps, 2]``, or ``[runs, steps, 2]``. A
-        circle is where a path starts, a cross where it ends.
-      xlim, ylim: what to show of the first and of the second parameter; None: the
-        paths and some room around them.
+      paths: arrays by the names in the legend: ``[steps, 2]``, or ``[runs, steps, 2]``.
+        A circle is where a path starts, a cross where it ends.
+      xlim, ylim: the ends of the first and of the second axis; None: the ends of the
+        paths, with a margin.
       ax: where to draw; None: on a new figure.
 
     Returns:
-      The Axes. The darker, the higher the loss; between two contours lie equal parts
-      of the picture.
+      The Axes. The loss is higher where it is darker. The parts of the picture between
+      one contour and the next are of equal area.
 
     Raises:
-      ValueError: if there is no path, a path has another shape, or is nowhere finite.
+      TypeError: if `paths` is no dict.
+      ValueError: if it is empty, a path has another shape, or is nowhere finite.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -95,6 +89,7 @@ def plot_trajectories(
       >>> path = jnp.array([[1.0, 0.5], [0.8, 0.1], [0.6, 0.0]])
       >>> ax = plotting.plot_trajectories(loss, {"descent": path})
     """
+    _style.check_named("paths", paths, "arrays")
     runs = {name: np.asarray(path, float) for name, path in paths.items()}
     for name, run in runs.items():
         shaped = run.ndim in (2, 3) and run.shape[-1] == 2
@@ -103,17 +98,13 @@ def plot_trajectories(
                 f"path {name!r} must be of shape [steps, 2] or [runs, steps, 2] and "
                 f"somewhere finite, got shape {run.shape}"
             )
-    if not runs:
-        raise ValueError("paths must have at least one path, got none")
     ax = _style.axes(ax)
     points = np.concatenate([run.reshape(-1, 2) for run in runs.values()])
-    shown = [
-        _around(points[:, i]) if given is None else given
-        for i, given in enumerate((xlim, ylim))
-    ]
-    x, y = np.meshgrid(*(np.linspace(*each, 200) for each in shown))
-    heights = jax.vmap(loss)(jnp.stack([x.ravel(), y.ravel()], axis=1))
-    height = np.asarray(heights, float).reshape(x.shape)
+    xlim = xlim or _around(points[:, 0])
+    ylim = ylim or _around(points[:, 1])
+    x, y = np.meshgrid(np.linspace(*xlim, 200), np.linspace(*ylim, 200))
+    grid = jnp.stack([x, y], axis=-1)
+    height = np.asarray(jax.vmap(jax.vmap(loss))(grid), float)
     height = np.where(np.isfinite(height), height, np.nan)
     finite = height[np.isfinite(height)]
     parts = np.linspace(0, 1, 16)
@@ -121,26 +112,22 @@ def plot_trajectories(
     if len(levels) > 1:
         ax.contourf(x, y, height, levels=levels, cmap="Greys", alpha=0.35)
         thin: dict[str, Any] = {"linewidths": 0.5, "linestyles": "solid"}
-        ax.contour(x, y, height, levels=levels, colors="0.75", **thin)
-    styles = _style.styles(len(runs))
-    for number, ((name, run), style) in enumerate(
-        zip(runs.items(), styles, strict=True)
-    ):
+        ax.contour(x, y, height, levels, colors="0.75", **thin)
+    for i, (name, run) in enumerate(runs.items()):
+        style = _style.line(i)
         run = run.reshape(-1, *run.shape[-2:])
-        for i, path in enumerate(run):
-            ax.plot(*path.T, label=name if i == 0 else None, **style)
+        for j, path in enumerate(run):
+            ax.plot(*path.T, label=None if j else name, **style)
         ends: dict[str, Any] = {"color": style["color"], "linestyle": "", "zorder": 3}
-        # Open and of growing size: many paths may have one start.
-        ax.plot(*run[:, 0].T, "o", fillstyle="none", markersize=5 + 2 * number, **ends)
+        # Circles are open and grow from name to name: many paths may have one start.
+        ax.plot(*run[:, 0].T, "o", fillstyle="none", markersize=5 + 2 * i, **ends)
         ax.plot(*run[:, -1].T, "x", markersize=6, markeredgewidth=1.6, **ends)
-    ax.set(xlabel="first parameter", ylabel="second parameter")
-    ax.set(xlim=shown[0], ylim=shown[1])
+    ax.set(xlabel="first parameter", ylabel="second parameter", xlim=xlim, ylim=ylim)
     ax.legend(**_style.LEGEND)
     return ax
 
 
 def _around(values: np.ndarray) -> tuple[float, float]:
     values = values[np.isfinite(values)]
-    low, high = float(values.min()), float(values.max())
-    room = 0.1 * (high - low) or 1.0
-    return low - room, high + room
+    margin = 0.1 * np.ptp(values) or 1.0
+    return values.min() - margin, values.max() + margin

@@ -1,6 +1,11 @@
 """What all pictures share, and the one place that finds matplotlib missing."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+
+from lrd_optax import _checks
 
 try:
     from matplotlib.axes import Axes as Axes
@@ -13,28 +18,42 @@ except ImportError as error:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
-BAND: dict[str, Any] = {"color": COLORS[0], "alpha": 0.2, "linewidth": 0}
+BAND: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
 LEGEND: dict[str, Any] = {"framealpha": 0.85, "edgecolor": "none"}
 
 
+def check_named(argument: str, named: Any, what: str) -> None:
+    """Raises unless `named` is a mapping with at least one name."""
+    if not isinstance(named, Mapping):
+        got = _checks.shown(named)
+        raise TypeError(f"{argument} must be a dict of {what} by name, got {got}")
+    if not named:
+        raise ValueError(f"{argument} must have at least one name, got none")
+
+
+def finite(name: str, values: Any) -> np.ndarray:
+    """Returns `values` with NaN, which is drawn as a gap, where they are not finite."""
+    values = np.asarray(values, float)
+    if not np.isfinite(values).any():
+        raise ValueError(f"{name} must have a finite value to draw, got none")
+    return np.where(np.isfinite(values), values, np.nan)
+
+
 def axes(ax: Axes | None) -> Axes:
+    """Returns `ax`, or the Axes of a new figure."""
     if ax is not None:
         return ax
-    # Here, since it chooses a backend: who gives an Axes may have none.
+    # Imported here, since it chooses a backend: who gives an Axes may have none.
     from matplotlib import pyplot
 
     return pyplot.subplots(layout="constrained")[1]
 
 
-def styles(number: int, first: int = 0) -> list[dict[str, Any]]:
-    return [
-        {
-            "color": COLORS[i % len(COLORS)],
-            "linestyle": LINES[(i + i // len(COLORS)) % len(LINES)],
-            "linewidth": 1.4,
-        }
-        for i in range(first, first + number)
-    ]
+def line(number: int) -> dict[str, Any]:
+    """Returns how line `number` looks. Where a color comes again, the dashes differ."""
+    dashes = LINES[(number + number // len(COLORS)) % len(LINES)]
+    color = COLORS[number % len(COLORS)]
+    return {"color": color, "linestyle": dashes, "linewidth": 1.4}
 
 
 def finish(ax: Axes) -> None:

@@ -90,15 +90,13 @@ def cosine_annealing(
     References:
       Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017
     """
-    max_value = _checks.number("max_value", max_value)
-    min_value = _checks.number("min_value", min_value)
-    _checks.ordered("min_value", min_value, "max_value", max_value)
+    low, high = _checks.interval("min_value", min_value, "max_value", max_value)
     decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
         steps = ar.like(count, decay_steps)
         left = ar.part(steps - jnp.minimum(count, steps), steps)
-        return ar.between(min_value, max_value, ar.half_wave(left))
+        return ar.between(low, high, ar.half_wave(left))
 
     return schedule

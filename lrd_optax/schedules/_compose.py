@@ -2,6 +2,10 @@
 
 from __future__ import annotations  # so that help shows short names
 
+import functools
+import math
+import operator
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -67,16 +71,12 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
     """
     if not schedules:
         raise ValueError("multiply must get at least one schedule, got none")
-    factors = [
-        _checks.schedule(each, "each factor", or_number=True) for each in schedules
-    ]
+    factors = [_checks.schedule(s, "each factor", or_number=True) for s in schedules]
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
-        value = ar.call(factors[0], count)
-        for factor in factors[1:]:
-            value = value * ar.call(factor, count)
-        return value
+        values = (ar.call(factor, count) for factor in factors)
+        return functools.reduce(operator.mul, values)
 
     return scheduled
 
@@ -105,16 +105,13 @@ def clamp(
     _checks.schedule(schedule)
     if min_value is None and max_value is None:
         raise ValueError("clamp must get min_value or max_value, got neither")
-    low = None if min_value is None else _checks.number("min_value", min_value)
-    high = None if max_value is None else _checks.number("max_value", max_value)
-    if low is not None and high is not None:
-        _checks.ordered("min_value", low, "max_value", high)
+    low = -math.inf if min_value is None else _checks.number("min_value", min_value)
+    high = math.inf if max_value is None else _checks.number("max_value", max_value)
+    _checks.ordered("min_value", low, "max_value", high)
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
-        value = ar.call(schedule, count)
-        value = value if low is None else jnp.maximum(value, low)
-        return value if high is None else jnp.minimum(value, high)
+        return jnp.clip(ar.call(schedule, count), low, high)
 
     return scheduled
 
@@ -163,7 +160,7 @@ def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
       Array([1.  , 1.  , 1.  , 0.75, 0.5 ], dtype=float32)
     """
     _checks.schedule(schedule)
-    steps = _checks.whole_number("steps", steps, least=None)
+    steps = _checks.whole_number("steps", steps, least=1 - 2**31)
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:

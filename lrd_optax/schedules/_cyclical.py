@@ -77,20 +77,14 @@ def cyclical(
     References:
       Smith, `Cyclical Learning Rates <https://arxiv.org/abs/1506.01186>`_, 2017
     """
-    base_value = _checks.number("base_value", base_value)
-    peak_value = _checks.number("peak_value", peak_value)
-    _checks.ordered("base_value", base_value, "peak_value", peak_value)
+    base, peak = _checks.interval("base_value", base_value, "peak_value", peak_value)
     up = _checks.whole_number("step_size", step_size)
-    down = up
-    if step_size_down is not None:
-        down = _checks.whole_number("step_size_down", step_size_down)
+    down = step_size if step_size_down is None else step_size_down
+    down = _checks.whole_number("step_size_down", down)
     cycle_gamma = _checks.number("cycle_gamma", cycle_gamma, above=0, most=1)
     step_gamma = _checks.number("step_gamma", step_gamma, above=0, most=1)
-    if not callable(window) and not (isinstance(window, str) and window in _WINDOWS):
-        names = ", ".join(map(repr, _WINDOWS))
-        raise ValueError(
-            f"window must be one of {names}, or a function, got {window!r}"
-        )
+    if not callable(window):
+        _checks.choice("window", window, _WINDOWS, ", or a function")
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
@@ -100,14 +94,14 @@ def cyclical(
         falls = position >= rise
         from_base = jnp.where(falls, rise + fall - position, position)
         near, far = ar.fractions(from_base, jnp.where(falls, fall, rise))
-        if isinstance(window, str):
-            height = _WINDOWS[window](near, far)
-        else:
+        if callable(window):
             height = ar.call(window, far)
+        else:
+            height = _WINDOWS[window](near, far)
         shrink = ar.power(cycle_gamma, cycle) * ar.power(step_gamma, count)
         if decay_base:
-            return shrink * ar.between(base_value, peak_value, height)
-        return ar.between(base_value, peak_value, shrink * height)
+            return shrink * ar.between(base, peak, height)
+        return ar.between(base, peak, shrink * height)
 
     return schedule
 
@@ -158,9 +152,7 @@ def cosine_annealing_warm_restarts(
     References:
       Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017
     """
-    max_value = _checks.number("max_value", max_value)
-    min_value = _checks.number("min_value", min_value)
-    _checks.ordered("min_value", min_value, "max_value", max_value)
+    low, high = _checks.interval("min_value", min_value, "max_value", max_value)
     first = _checks.whole_number("first_decay_steps", first_decay_steps)
     t_mult = _checks.static_number("t_mult", t_mult, least=1)
     peak_mult = _checks.number("peak_mult", peak_mult, above=0, most=1)
@@ -177,8 +169,8 @@ def cosine_annealing_warm_restarts(
             cycle, start, end = jnp.vectorize(_cycle, excluded=[1])(count, table)
             position, length = count - start, end - start
         left = ar.part(length - position, length)
-        peak = jnp.maximum(min_value, max_value * ar.power(peak_mult, cycle))
-        return ar.between(min_value, peak, ar.half_wave(left))
+        peak = jnp.maximum(low, high * ar.power(peak_mult, cycle))
+        return ar.between(low, peak, ar.half_wave(left))
 
     return schedule
 

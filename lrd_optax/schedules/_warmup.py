@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # so that help shows short names
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -11,6 +12,20 @@ import optax
 from lrd_optax import _checks
 from lrd_optax._checks import Number, Steps
 from lrd_optax.schedules import _arithmetic as ar
+
+
+def _one_minus_sqrt(done: jax.Array, left: jax.Array) -> jax.Array:
+    """Returns 1 - sqrt(done), without the cancellation near the end."""
+    begun = done > 0  # the derivative of the root at 0 is infinite
+    return jnp.where(begun, left / (1 + jnp.sqrt(jnp.where(begun, done, 1))), 1)
+
+
+# The height above the end, of the parts of the decay that are done and left.
+_DECAYS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "linear": lambda done, left: left,
+    "cosine": lambda done, left: ar.half_wave(left),
+    "1-sqrt": _one_minus_sqrt,
+}
 
 
 def warmup(
@@ -61,10 +76,9 @@ def warmup(
         value = ar.call(schedule, ar.later(count, steps))
         # During the warm-up the schedule is called at 0: `value` is what to go up to.
         start = value / (ar.real(steps) + 1) if init_value is None else init_value
-        some = ar.like(
-            count, jnp.maximum(steps, 1)
-        )  # 0 would make NaN of what is not used
-        up = ar.ramp(start, value, *ar.fractions(count, some))
+        # A ramp of 0 steps would be NaN, and so would be its derivative.
+        ramp_steps = ar.like(count, jnp.maximum(steps, 1))
+        up = ar.ramp(start, value, *ar.fractions(count, ramp_steps))
         return jnp.where(count >= ar.like(count, steps), value, up)
 
     return scheduled
@@ -110,29 +124,15 @@ def warmup_stable_decay(
       `Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations
       <https://arxiv.org/abs/2405.18392>`_, 2024
     """
-    peak_value = _checks.number("peak_value", peak_value)
-    end_value = _checks.number("end_value", end_value)
-    _checks.ordered("end_value", end_value, "peak_value", peak_value)
+    end, peak = _checks.interval("end_value", end_value, "peak_value", peak_value)
     stable_steps = _checks.whole_number("stable_steps", stable_steps, least=0)
     decay_steps = _checks.whole_number("decay_steps", decay_steps)
-    if not (isinstance(decay, str) and decay in ("linear", "cosine", "1-sqrt")):
-        raise ValueError(
-            f"decay must be one of 'linear', 'cosine', '1-sqrt', got {decay!r}"
-        )
+    _checks.choice("decay", decay, _DECAYS)
 
     @ar.schedule
     def stable_decay(count: jax.Array) -> jax.Array:
         count = ar.later(count, stable_steps)
         done, left = ar.fractions(count, ar.like(count, decay_steps))
-        if decay == "linear":
-            height = left
-        elif decay == "cosine":
-            height = ar.half_wave(left)
-        else:  # 1 - sqrt(x), without the cancellation near the end
-            begun = done > 0  # the derivative of the root at 0 is infinite
-            height = jnp.where(
-                begun, left / (1 + jnp.sqrt(jnp.where(begun, done, 1))), 1
-            )
-        return ar.between(end_value, peak_value, height)
+        return ar.between(end, peak, _DECAYS[decay](done, left))
 
     return warmup(stable_decay, warmup_steps, init_value=init_value)
