@@ -28,10 +28,9 @@ def number(
     most: float = math.inf,
 ) -> float | jax.Array:
     """Returns `value` as a Python float, or a JAX array as float32 or float64."""
-    rules = [f"of at least {least:g}"] if least > -math.inf else []
-    rules += [f"above {above:g}"] if above > -math.inf else []
-    rules += [f"of at most {most:g}"] if most < math.inf else []
-    rule = " ".join([f"{name} must be a finite number", " and ".join(rules)]).rstrip()
+    limits = {"of at least": least, "above": above, "of at most": most}
+    rules = [f"{word} {x:g}" for word, x in limits.items() if math.isfinite(x)]
+    rule = f"{name} must be a finite number {' and '.join(rules)}".rstrip()
     value = _scalar(name, rule, value)
     if isinstance(value, jax.Array):
         return value.astype(jnp.result_type(float))

@@ -37,6 +37,8 @@ class Fixed(int):
     """A limit that is known to the compiler: ``jit`` makes it part of the program."""
 
 
+Sharding: TypeAlias = jax.sharding.NamedSharding | None
+
 Limit: TypeAlias = Fixed | jax.Array
 """How many of the 2**24 values of a draw are kept, see `is_kept`."""
 
@@ -69,11 +71,7 @@ def _leaf_number(leaf: int) -> np.ndarray:
 # Traced once per shape.
 @functools.partial(jax.jit, static_argnames=("shape", "sharding"))
 def _leaf_mask(
-    words: _keys.Words,
-    number: jax.Array,
-    limit: Limit,
-    shape: tuple[Any, ...],
-    sharding: jax.sharding.NamedSharding | None,
+    words: _keys.Words, number: Any, limit: Limit, shape: Any, sharding: Sharding
 ) -> jax.Array:
     first, second = words
 
@@ -87,14 +85,11 @@ def _leaf_mask(
     start, row, index = jax.lax.platform_dependent(tpu=on_tpu, default=elsewhere)
     if row is not None:
         start, second = _keys.scramble(start + row), _keys.scramble(second ^ row)
-    drawn = draw(index, start, second)
-    return is_kept(drawn, limit)
+    return is_kept(draw(index, start, second), limit)
 
 
 def element_index(
-    shape: tuple[Any, ...],
-    sharding: jax.sharding.NamedSharding | None = None,
-    flat: bool = False,
+    shape: tuple[Any, ...], sharding: Sharding = None, flat: bool = False
 ) -> tuple[jax.Array | None, jax.Array]:
     """Returns the global index of every element, as (row, index in the row), uint32.
 
@@ -112,37 +107,28 @@ def element_index(
                 "a leaf must have at most 2**32 rows of at most 2**32 elements, "
                 f"got shape {shape}"
             )
-    if rank:
-        return _count(shape, dims[:rank], sharding), _count(
-            shape, dims[rank:], sharding
-        )
-    if flat and sharding is None:
+    row = _count(shape, dims[:rank], sharding) if rank else None
+    if flat and sharding is None and not rank:
         # XLA for TPU computes i * d of Horner's rule apart, and merges the leaves that
         # share it. It does not merge leaves that use one flat iota. Elsewhere, where
         # columns are sharded, this form would be computed whole.
-        return None, jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    return None, _count(shape, dims, sharding)
+        return row, jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    return row, _count(shape, dims[rank:], sharding)
 
 
-def _count(
-    shape: tuple[Any, ...],
-    dims: range,
-    sharding: jax.sharding.NamedSharding | None,
-) -> jax.Array:
-    """The index along `dims`, by Horner's rule: ((i d + j) e + k)."""
+def _count(shape: tuple[Any, ...], dims: range, sharding: Sharding) -> jax.Array:
+    """Returns the index along `dims`, by Horner's rule: ((i d + j) e + k)."""
     index = None
     for dim in dims:
         size: Any = shape[dim]
         if isinstance(size, int) and size == 1:
             continue
-        position = jax.lax.broadcasted_iota(
-            jnp.uint32, shape, dim, out_sharding=sharding
-        )
+        place = jax.lax.broadcasted_iota(jnp.uint32, shape, dim, out_sharding=sharding)
         if index is not None:
             known = isinstance(size, int)  # and may be too large for an int32
             factor = np.uint32(size) if known else jnp.asarray(size).astype(jnp.uint32)
-            position = index * factor + position
-        index = position
+            place = index * factor + place
+        index = place
     if index is None:
         return jnp.zeros(shape, jnp.uint32, out_sharding=sharding)
     return index

@@ -163,17 +163,13 @@ def _train(
 
     def step(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> Any:
         index = inputs[0] % length
-        batch = jax.tree.map(
-            lambda stack: jax.lax.dynamic_index_in_dim(stack, index, keepdims=False),
-            batches,
-        )
+        batch = jax.tree.map(lambda stack: stack[index], batches)
         loss_of = functools.partial(_loss, loss_fn, batch)
         loss, grads = jax.value_and_grad(loss_of)(carry[0])
         extra = {"value": loss, "grad": grads, "value_fn": loss_of}
         new = _update(make_optimizer, _Rate(inputs[1]), grads, carry, extra)
-        finite = jnp.isfinite(loss)
-        for grad in jax.tree.leaves(grads):
-            finite &= jnp.isfinite(grad).all()
+        checks = [jnp.isfinite(x).all() for x in jax.tree.leaves((loss, grads))]
+        finite = functools.reduce(jnp.logical_and, checks)
         carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, carry)
         return carry, loss.astype(rates.dtype)
 
@@ -256,9 +252,7 @@ def _check_params(params: Any) -> None:
 
 def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.ndarray:
     low = _checks.static_number("min_value", min_value, above=0)
-    high = _checks.static_number("max_value", max_value, above=0)
-    if low >= high:
-        raise ValueError(f"min_value must be below max_value, got {low} and {high}")
+    high = _checks.static_number("max_value", max_value, above=low)
     steps = _checks.static("num_steps", num_steps)
     steps = _checks.whole_number("num_steps", steps, least=2)
     _checks.choice("scale", scale, ("log", "linear"))

@@ -110,7 +110,7 @@ def _curve(result: RangeTestResult) -> _Curve:
     # In NumPy: the seeds may be sharded.
     rates, raw, smoothed, valids = by_seed(result, np.asarray)
     valid = valids.all(0)
-    number, points = int(valid.sum()), len(valid)
+    number = int(valid.sum())
     if empty := int((~valids.any(1)).sum()):
         raise ValueError(
             f"the loss was not finite, or diverged, at once in {empty} of "
@@ -118,8 +118,8 @@ def _curve(result: RangeTestResult) -> _Curve:
         )
     if number < 5:
         raise ValueError(
-            f"at least 5 points must be valid (in all seeds), got {number} of {points}: "
-            "lower min_value, or raise num_steps"
+            f"at least 5 points must be valid (in all seeds), got {number} of "
+            f"{len(valid)}: lower min_value, or raise num_steps"
         )
     logs = np.log(rates[0, valid].astype(float))
     losses = smoothed[:, valid].mean(0, dtype=float)
@@ -146,8 +146,7 @@ def _fallen(curve: _Curve) -> tuple[int, int]:
     The tenth by the last such point before the peak: the lowest loss so far may be the
     noise of a single point.
     """
-    _check_turned(curve)
-    _check_begins(curve)
+    _check_ends(curve, first=True, last=True)
     start, end = curve.losses[0], curve.losses[curve.bottom]
     fallen = (start - curve.losses) / (start - end)
     peak = int(np.flatnonzero(fallen >= 0.9)[0])
@@ -165,26 +164,20 @@ def _noise(losses: np.ndarray) -> float:
     return float(np.median(np.abs(np.diff(losses, 2)))) / 0.6745 / 6**0.5
 
 
-def _check_turned(curve: _Curve) -> None:
-    if not curve.turned:
-        raise ValueError(
-            "the loss still falls at the last learning rate: raise max_value "
-            f"(the rates are {curve.ends})"
-        )
-
-
-def _check_begins(curve: _Curve) -> None:
-    if curve.slopes[0] < _STILL * curve.slopes.min():
-        raise ValueError(
-            "the loss falls fast from the first learning rate on: lower min_value "
-            f"(the rates are {curve.ends})"
-        )
+def _check_ends(curve: _Curve, first: bool, last: bool) -> None:
+    """Raises if the fall began before the first point, or goes on after the last."""
+    if first and curve.slopes[0] < _STILL * curve.slopes.min():
+        fault = "falls fast from the first learning rate on: lower min_value"
+    elif last and not curve.turned:
+        fault = "still falls at the last learning rate: raise max_value"
+    else:
+        return
+    raise ValueError(f"the loss {fault} (the rates are {curve.ends})")
 
 
 def _steepest(curve: _Curve) -> float:
-    _check_begins(curve)
-    if curve.slopes[curve.bottom] < _STILL * curve.slopes.min():
-        _check_turned(curve)
+    falls = curve.slopes[curve.bottom] < _STILL * curve.slopes.min()
+    _check_ends(curve, first=True, last=bool(falls))
     return float(curve.logs[curve.slopes.argmin()])
 
 
@@ -194,7 +187,7 @@ def _valley(curve: _Curve) -> float:
 
 
 def _min_over_10(curve: _Curve) -> float:
-    _check_turned(curve)
+    _check_ends(curve, first=False, last=True)
     return float(curve.logs[curve.bottom] - np.log(10))
 
 

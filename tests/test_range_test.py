@@ -655,11 +655,11 @@ WRONG = {
     ),
     "max_value": (
         {"max_value": np.nan},
-        "max_value must be a finite number above 0, got nan",
+        "max_value must be a finite number above 0.001, got nan",
     ),
     "order": (
         {"max_value": 1e-3},
-        "min_value must be below max_value, got 0.001 and 0.001",
+        "max_value must be a finite number above 0.001, got 0.001",
     ),
     "num_steps": (
         {"num_steps": 1},

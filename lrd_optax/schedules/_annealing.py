@@ -45,12 +45,12 @@ def polynomial_decay(
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        steps = ar.like(count, decay_steps)
         if isinstance(power, float) and power == 1:
-            return ar.ramp(init_value, end_value, *ar.fractions(count, steps))
+            return ar.ramp(init_value, end_value, *ar.fractions(count, decay_steps))
         # The power multiplies the relative error of what is left. So its logarithm is
         # taken of the part, done or left, that has its digits. Neither is infinite, for
         # the sake of the derivative: no count but the end has less left than 2**-31.
+        steps = ar.like(count, decay_steps)
         within = jnp.minimum(count, steps)
         done = ar.real(within) / ar.real(steps)
         left = ar.part(steps - within, steps)
@@ -93,10 +93,6 @@ def cosine_annealing(
     low, high = _checks.interval("min_value", min_value, "max_value", max_value)
     decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
-    @ar.schedule
-    def schedule(count: jax.Array) -> jax.Array:
-        steps = ar.like(count, decay_steps)
-        left = ar.part(steps - jnp.minimum(count, steps), steps)
-        return ar.between(low, high, ar.half_wave(left))
-
-    return schedule
+    return ar.schedule(
+        lambda count: ar.between(low, high, ar.half_wave(ar.left(count, decay_steps)))
+    )

@@ -50,16 +50,15 @@ def call(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
 
 def as_count(count: ArrayLike) -> jax.Array:
     """Returns `count` as uint32 or float32 (float64 under x64), from 0 to LAST."""
-    if isinstance(count, int) and not isinstance(count, bool):
-        count = np.int64(min(max(count, 0), LAST))
-    # JAX would cut an int64 of NumPy before it is limited.
-    known = isinstance(count, (np.ndarray, np.generic))
-    array: Any = np.asarray(count) if known else jnp.asarray(count)
+    if isinstance(count, int):
+        count = min(max(count, 0), LAST)
+    # In NumPy where it can be: JAX would cut an int64 before it is limited.
+    xp: Any = np if isinstance(count, (int, np.ndarray, np.generic)) else jnp
+    array = xp.asarray(count)
     if is_whole(array):
         if jnp.iinfo(array.dtype).max > LAST:
-            array = (np if known else jnp).minimum(array, LAST)
-        array = (np if known else jnp).maximum(array, 0)
-        return jnp.asarray(array).astype(jnp.uint32)
+            array = xp.minimum(array, LAST)
+        return jnp.asarray(xp.maximum(array, 0)).astype(jnp.uint32)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return jnp.clip(real(array), 0, LAST)
     raise TypeError(f"count must be a real number, got dtype {array.dtype}")
@@ -79,8 +78,9 @@ def like(count: jax.Array, steps: Steps) -> jax.Array:
     return jnp.full_like(count, steps)
 
 
-def divide(count: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def divide(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
     """Returns how many times `steps` are in `count`, and the rest, both exactly."""
+    steps = like(count, steps)
     rest = jax.lax.rem(count, steps)
     if is_whole(count):
         return jax.lax.div(count, steps), rest
@@ -93,13 +93,19 @@ def part(count: jax.Array, steps: jax.Array) -> jax.Array:
     return select(count == steps, 1, jnp.minimum(real(count) / real(steps), 1))
 
 
-def fractions(count: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns which parts of `steps` are done and left: 0 and 1 exactly at the ends.
+def left(count: jax.Array, steps: Steps) -> jax.Array:
+    """Returns which part of `steps` is left at `count`: from 1 to 0, both exactly."""
+    steps = like(count, steps)
+    return part(steps - jnp.minimum(count, steps), steps)
+
+
+def fractions(count: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
+    """Returns which parts of `steps` are done and left at `count`.
 
     Each has all its digits: 1 - done would have lost them where little is left.
     """
-    within = jnp.minimum(count, steps)
-    return part(within, steps), part(steps - within, steps)
+    steps = like(count, steps)
+    return part(jnp.minimum(count, steps), steps), left(count, steps)
 
 
 def later(count: jax.Array, steps: Steps) -> jax.Array:

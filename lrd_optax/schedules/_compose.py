@@ -40,7 +40,7 @@ def per_epoch(
 
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
-        epoch, rest = ar.divide(count, ar.like(count, steps))
+        epoch, rest = ar.divide(count, steps)
         if not staircase:
             whole = ar.real(epoch)
             # An epoch that is not over must not be rounded up to the next.
@@ -73,12 +73,11 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
         raise ValueError("multiply must get at least one schedule, got none")
     factors = [_checks.schedule(s, "each factor", or_number=True) for s in schedules]
 
-    @ar.schedule
-    def scheduled(count: jax.Array) -> jax.Array:
-        values = (ar.call(factor, count) for factor in factors)
-        return functools.reduce(operator.mul, values)
-
-    return scheduled
+    return ar.schedule(
+        lambda count: functools.reduce(
+            operator.mul, [ar.call(factor, count) for factor in factors]
+        )
+    )
 
 
 def clamp(
@@ -109,11 +108,7 @@ def clamp(
     high = math.inf if max_value is None else _checks.number("max_value", max_value)
     _checks.ordered("min_value", low, "max_value", high)
 
-    @ar.schedule
-    def scheduled(count: jax.Array) -> jax.Array:
-        return jnp.clip(ar.call(schedule, count), low, high)
-
-    return scheduled
+    return ar.schedule(lambda count: jnp.clip(ar.call(schedule, count), low, high))
 
 
 def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
@@ -135,11 +130,7 @@ def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
     _checks.schedule(schedule)
     period = _checks.whole_number("steps", steps)
 
-    @ar.schedule
-    def scheduled(count: jax.Array) -> jax.Array:
-        return ar.call(schedule, ar.divide(count, ar.like(count, period))[1])
-
-    return scheduled
+    return ar.schedule(lambda count: ar.call(schedule, ar.divide(count, period)[1]))
 
 
 def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
@@ -162,8 +153,4 @@ def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
     _checks.schedule(schedule)
     steps = _checks.whole_number("steps", steps, least=1 - 2**31)
 
-    @ar.schedule
-    def scheduled(count: jax.Array) -> jax.Array:
-        return ar.call(schedule, ar.later(count, steps))
-
-    return scheduled
+    return ar.schedule(lambda count: ar.call(schedule, ar.later(count, steps)))

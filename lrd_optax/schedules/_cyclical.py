@@ -164,7 +164,7 @@ def cosine_annealing_warm_restarts(
     def schedule(count: jax.Array) -> jax.Array:
         if table is None:
             length = ar.like(count, first)
-            cycle, position = ar.divide(count, length)
+            cycle, position = ar.divide(count, first)
         else:
             cycle, start, end = jnp.vectorize(_cycle, excluded=[1])(count, table)
             position, length = count - start, end - start

@@ -49,7 +49,7 @@ def inverse_time_decay(
     def schedule(count: jax.Array) -> jax.Array:
         time = ar.real(count) / ar.real(decay_steps)
         if staircase:
-            time = ar.real(ar.divide(count, ar.like(count, decay_steps))[0])
+            time = ar.real(ar.divide(count, decay_steps)[0])
         return init_value / (1 + decay_rate * time)
 
     return schedule
@@ -86,8 +86,7 @@ def step_decay(
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        moved = count + ar.like(count, offset)
-        stairs, _ = ar.divide(moved, ar.like(count, step_size))
+        stairs, _ = ar.divide(count + ar.like(count, offset), step_size)
         return init_value * ar.power(decay_rate, stairs)
 
     return schedule
@@ -124,7 +123,7 @@ def exponential_step_decay(
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
-        stairs, rest = ar.divide(count, ar.like(count, step_size))
+        stairs, rest = ar.divide(count, step_size)
         part = ar.real(rest) / ar.real(step_size)
         return init_value * ar.power(decay_rate, stairs) * jnp.power(decay_rate, part)
 
@@ -153,11 +152,7 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
     init_value = _checks.number("init_value", init_value)
     decay_rate = _checks.number("decay_rate", decay_rate, least=0)
 
-    @ar.schedule
-    def schedule(count: jax.Array) -> jax.Array:
-        return init_value * ar.exponential(-decay_rate, count)
-
-    return schedule
+    return ar.schedule(lambda count: init_value * ar.exponential(-decay_rate, count))
 
 
 def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Schedule:
@@ -189,8 +184,6 @@ def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Sche
     init_value = _checks.number("init_value", init_value)
     decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
-    @ar.schedule
-    def schedule(count: jax.Array) -> jax.Array:
-        return init_value / jnp.sqrt(1 + ar.real(count) / ar.real(decay_steps))
-
-    return schedule
+    return ar.schedule(
+        lambda count: init_value / jnp.sqrt(1 + ar.real(count) / ar.real(decay_steps))
+    )

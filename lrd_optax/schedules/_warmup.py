@@ -77,8 +77,7 @@ def warmup(
         # During the warm-up the schedule is called at 0: `value` is what to go up to.
         start = value / (ar.real(steps) + 1) if init_value is None else init_value
         # A ramp of 0 steps would be NaN, and so would be its derivative.
-        ramp_steps = ar.like(count, jnp.maximum(steps, 1))
-        up = ar.ramp(start, value, *ar.fractions(count, ramp_steps))
+        up = ar.ramp(start, value, *ar.fractions(count, jnp.maximum(steps, 1)))
         return jnp.where(count >= ar.like(count, steps), value, up)
 
     return scheduled
@@ -132,7 +131,7 @@ def warmup_stable_decay(
     @ar.schedule
     def stable_decay(count: jax.Array) -> jax.Array:
         count = ar.later(count, stable_steps)
-        done, left = ar.fractions(count, ar.like(count, decay_steps))
+        done, left = ar.fractions(count, decay_steps)
         return ar.between(end, peak, _DECAYS[decay](done, left))
 
     return warmup(stable_decay, warmup_steps, init_value=init_value)
