@@ -1,6 +1,6 @@
 """Counts the lines of code below each folder given: no blank, comment or docstring.
 
-    python .ci/lines_of_code.py lrd_optax
+python .ci/lines_of_code.py lrd_optax
 """
 
 import ast

@@ -1,6 +1,7 @@
 """What a caller may pass; one sentence for what not. Values of tracers are not read."""
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,44 +11,37 @@ import numpy as np
 
 Number = float | np.floating | np.integer | jax.Array
 Steps = int | np.integer | jax.Array
-NUMBERS = (int, float, np.integer, np.floating)
-
-_NEEDS_VALUE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
+_LIMITS: dict[str, tuple[str, Callable[[Any, float], bool]]] = {
+    "least": ("of at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("of at most", operator.le),
+}
 
 
-def number(
-    name: str,
-    value: Any,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    most: float = math.inf,
-) -> float | jax.Array:
-    """Returns `value` as a Python float, or a JAX array as float32 or float64."""
-    limits = {"of at least": least, "above": above, "of at most": most}
-    rules = [f"{word} {x:g}" for word, x in limits.items() if math.isfinite(x)]
+def number(name: str, value: Any, *, static: bool = False, **limits: float) -> Any:
+    """Returns `value` as a Python float, or a JAX array as float32 or float64.
+
+    The limits are `least`, `above` and `most`. If it must be static, it is no array.
+    """
+    rules = [f"{_LIMITS[key][0]} {limit:g}" for key, limit in limits.items()]
     rule = f"{name} must be a finite number {' and '.join(rules)}".rstrip()
-    value = _scalar(name, rule, value)
+    value = _scalar(name, rule, value, static)
     if isinstance(value, jax.Array):
         return value.astype(jnp.result_type(float))
-    largest = float(jnp.finfo(jnp.result_type(float)).max)
-    # Written so that NaN fails too.
-    if largest < abs(value) < math.inf:
-        rule = f"{name} must be at most {largest:.3g} in size"
-    if not (abs(value) <= largest and least <= value <= most and value > above):
+    fits = all(_LIMITS[key][1](value, limit) for key, limit in limits.items())
+    if not (fits and abs(value) < math.inf):  # NaN fails too
         raise ValueError(f"{rule}, got {value}")
+    largest = float(jnp.finfo(jnp.result_type(float)).max)
+    if abs(value) > largest:
+        raise ValueError(f"{name} must be at most {largest:.3g} in size, got {value}")
     return float(value)
 
 
-def whole_number(name: str, value: Any, *, least: int = 1) -> int | jax.Array:
+def whole_number(name: str, value: Any, *, least: int = 1, static: bool = False) -> Any:
     """Returns `value` as a Python int, or a JAX array as int32."""
     low = least if least >= 0 else "1 - 2**31"
     rule = f"{name} must be a whole number from {low} to 2**31 - 1"
-    value = _scalar(name, rule, value)
+    value = _scalar(name, rule, value, static)
     if isinstance(value, jax.Array):
         return value.astype(jnp.int32)
     if not least <= value < 2**31 or value != int(value):  # NaN fails too
@@ -55,9 +49,7 @@ def whole_number(name: str, value: Any, *, least: int = 1) -> int | jax.Array:
     return int(value)
 
 
-def interval(
-    low_name: str, low: Any, high_name: str, high: Any
-) -> tuple[float | jax.Array, float | jax.Array]:
+def interval(low_name: str, low: Any, high_name: str, high: Any) -> tuple[Any, Any]:
     """Returns two numbers, of which the first must not be above the second."""
     low, high = number(low_name, low), number(high_name, high)
     ordered(low_name, low, high_name, high)
@@ -79,21 +71,9 @@ def choice(name: str, value: Any, names: Iterable[str], other: str = "") -> None
         raise ValueError(f"{name} must be one of {known}{other}, got {shown(value)}")
 
 
-def static(name: str, value: Any) -> Any:
-    """Returns `value`, which must not be a JAX array."""
-    if isinstance(value, jax.Array):
-        raise TypeError(f"{name} must be a Python number, got a JAX array")
-    return value
-
-
-def static_number(name: str, value: Any, **limits: float) -> float:
-    """Returns `value`, which must be a number and no JAX array, as a Python float."""
-    return float(number(name, static(name, value), **limits))
-
-
 def schedule(value: Any, name: str = "schedule", or_number: bool = False) -> Any:
     """Returns `value`, which must be a function, or (if so asked) a number."""
-    if or_number and isinstance(value, (*NUMBERS, np.ndarray, jax.Array)):
+    if or_number and isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         return number(name, value)
     if not callable(value):
         rule = "a function of the update count" + ", or a number" * or_number
@@ -101,11 +81,20 @@ def schedule(value: Any, name: str = "schedule", or_number: bool = False) -> Any
     return value
 
 
+def function(name: str, value: Any) -> None:
+    """Raises unless `value` can be called."""
+    hint = ", as optax.adam without ()" * hasattr(value, "update")
+    if not callable(value):
+        raise TypeError(f"{name} must be a function{hint}, got {shown(value)}")
+
+
 def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function of the user's, which must not ask for the value of a tracer."""
     try:
         return function(*args)
-    except _NEEDS_VALUE as error:
+    except jax.errors.UnexpectedTracerError:
+        raise
+    except jax.errors.JAXTypeError as error:
         raise TypeError(
             f"{name} must be made of JAX operations, to be compiled: it asks for the "
             "value of an array that is traced, as float(...), int(...), if and NumPy do"
@@ -114,10 +103,7 @@ def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
 
 def keep_prob(value: Any, name: str = "keep_prob") -> None:
     """Raises unless `value` can be a keep probability."""
-    rule = f"{name} must be a number in (0, 1]"
-    value = _scalar(name, rule, value)
-    if not isinstance(value, jax.Array) and not 0 < value <= 1:  # NaN fails too
-        raise ValueError(f"{rule}, got {value}")
+    number(name, value, above=0, most=1)
 
 
 def state(value: Any) -> None:
@@ -134,10 +120,7 @@ def state(value: Any) -> None:
         got = getattr(value, field)
         array = got if hasattr(got, "dtype") else np.asarray(got)
         if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
-            text = (
-                shown(got) if got is not array else f"{got.dtype} of shape {got.shape}"
-            )
-            raise ValueError(f"state.{field} must be {rule}, got {text}")
+            raise ValueError(f"state.{field} must be {rule}, got {shown(got)}")
 
 
 def updates(leaves: list[Any]) -> None:
@@ -162,25 +145,19 @@ def updates(leaves: list[Any]) -> None:
             )
 
 
-def shapes(leaves: list[Any]) -> None:
-    """Raises unless all leaves have a shape."""
-    for leaf in leaves:
-        if not hasattr(leaf, "shape") and not isinstance(leaf, (int, float, complex)):
-            got = type(leaf).__name__
-            raise TypeError(
-                f"tree must have arrays as leaves, got a leaf of type {got}"
-            )
-
-
 def shown(value: Any) -> str:
     """Returns what a sentence says that it got."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return f"{value.dtype} of shape {value.shape}"
     text = repr(value)
     plain = len(text) < 60 and " at 0x" not in text
     return text if plain else f"a {type(value).__name__}"
 
 
-def _scalar(name: str, rule: str, value: Any) -> Any:
+def _scalar(name: str, rule: str, value: Any, static: bool = False) -> Any:
     """Returns a real number as a Python number, or as a JAX array if it is one."""
+    if static and isinstance(value, jax.Array):
+        raise TypeError(f"{name} must be a Python number, got a JAX array")
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         if value.shape != ():
             raise ValueError(f"{name} must be a scalar, got shape {value.shape}")

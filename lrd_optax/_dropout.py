@@ -114,14 +114,10 @@ def learning_rate_dropout(
 
     def init_fn(params: optax.Params) -> LearningRateDropoutState:
         del params
-        return LearningRateDropoutState(
-            count=jnp.zeros([], jnp.int32), rng_key=_keys.key_words(key)
-        )
+        return LearningRateDropoutState(jnp.zeros([], jnp.int32), _keys.key_words(key))
 
     def update_fn(
-        updates: optax.Updates,
-        state: LearningRateDropoutState,
-        params: optax.Params | None = None,
+        updates: optax.Updates, state: LearningRateDropoutState, params: Any = None
     ) -> tuple[optax.Updates, LearningRateDropoutState]:
         del params
         leaves, treedef = jax.tree.flatten(updates)
@@ -184,16 +180,12 @@ def sample_mask(
     _keys.check_key(rng_key, "rng_key")
     _, words = _keys.step_words(_keys.key_words(rng_key))
     leaves, treedef = jax.tree.flatten(tree)
-    _checks.shapes(leaves)
     masks = _masks.tree_masks(words, leaves, _masks.threshold(keep_prob))
     return jax.tree.unflatten(treedef, masks)
 
 
 def _thin(
-    leaves: list[Any],
-    state: LearningRateDropoutState,
-    limit: _masks.Limit,
-    unbiased: bool,
+    leaves: Any, state: LearningRateDropoutState, limit: _masks.Limit, unbiased: bool
 ) -> tuple[list[Any], LearningRateDropoutState]:
     """Returns the leaves, with 0 where an element is dropped, and the next state."""
     following, words = _keys.step_words(jnp.asarray(state.rng_key))

@@ -22,9 +22,8 @@ Words: TypeAlias = tuple[jax.Array, jax.Array]
 """Two uint32 scalars."""
 
 _WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint32)  # Salmon et al, SC 2011
-_ROUND_CONSTANTS = np.array(  # digits of pi
-    [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], np.uint32
-)
+# Digits of pi.
+_ROUND_CONSTANTS = np.array([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], np.uint32)
 
 _RULE = "must be an int, a jax.random key, or a legacy uint32 key"
 
@@ -46,31 +45,30 @@ def check_key(key: KeyLike, name: str = "key") -> None:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise ValueError(f"{name} must be one key, got keys of shape {key.shape}")
-    elif key.shape == ():
-        if not jnp.issubdtype(key.dtype, jnp.integer):
-            raise TypeError(f"{name} {_RULE}, got a scalar of dtype {key.dtype}")
-    elif key.dtype != jnp.uint32:
-        raise TypeError(f"{name} {_RULE}, got an array of dtype {key.dtype}")
-    elif key.shape not in ((2,), (4,)):
+    elif not jnp.issubdtype(key.dtype, jnp.uint32 if key.shape else jnp.integer):
+        got = "an array" if key.shape else "a scalar"
+        raise TypeError(f"{name} {_RULE}, got {got} of dtype {key.dtype}")
+    elif key.shape not in ((), (2,), (4,)):
         raise ValueError(f"{name} {_RULE} of shape (2,), got shape {key.shape}")
 
 
-def key_words(key: KeyLike) -> jax.Array:
-    """Returns `key` as two words, ``uint32[2]``, in a buffer of its own.
+def key_words(key: Any) -> jax.Array:
+    """Returns a `KeyLike` as two words, ``uint32[2]``, in a buffer of its own.
 
     An int seed gives the words of ``jax.random.key(seed, impl="threefry2x32")``
     as they are under x64, whatever the configuration says: high bits are never
     cut off, and a negative seed is its 64-bit two's complement.
     """
-    if isinstance(key, np.ndarray) and key.shape == ():
-        key = int(key)
-    if isinstance(key, (int, np.integer)):
+    if not isinstance(key, jax.Array) and np.ndim(key) == 0:
         halves = [int(key) >> 32 & 0xFFFFFFFF, int(key) & 0xFFFFFFFF]
         return jnp.array(np.array(halves, np.uint32))
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key).reshape(-1)
     elif key.shape == ():
-        return _seed_words(jnp.asarray(key))
+        if jnp.iinfo(key.dtype).bits < 32:
+            key = key.astype(jnp.int32)
+        # Moved in two steps, since 32 bits cannot be moved by 32.
+        return jnp.stack([key >> 31 >> 1, key]).astype(jnp.uint32)
     data = jnp.array(key, jnp.uint32, copy=True)  # the caller may donate its own
     if data.shape == (2,):  # an empty slice of a sharded array would be an error
         return data
@@ -133,11 +131,3 @@ def _mixed(words: Words) -> Words:
     return jax.lax.platform_dependent(
         words, cpu=functools.partial(mixed, 1), default=functools.partial(mixed, 4)
     )
-
-
-def _seed_words(seed: jax.Array) -> jax.Array:
-    """The words of a (traced) integer scalar, equal to those of the Python int."""
-    if jnp.iinfo(seed.dtype).bits < 32:
-        seed = seed.astype(jnp.int32)
-    high = seed >> 31 >> 1  # in two steps, since 32 bits cannot be moved by 32
-    return jnp.stack([high, seed]).astype(jnp.uint32)

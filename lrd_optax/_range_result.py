@@ -62,7 +62,7 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
     Raises:
       ValueError: if `coverage` is not in [0, 1], or `result` has no seed.
     """
-    part = _checks.static_number("coverage", coverage, least=0, most=1)
+    part = _checks.number("coverage", coverage, least=0, most=1, static=True)
     rates, _, smoothed, valids = by_seed(result, jnp.asarray)
     valid = valids.all(0)
     ends = jnp.array([(1 - part) / 2, (1 + part) / 2], smoothed.dtype)

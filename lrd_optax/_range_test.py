@@ -106,23 +106,17 @@ def lr_range_test(
       Smith, `Cyclical Learning Rates for Training Neural Networks
       <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3
     """
-    for name, function in {
-        "loss_fn": loss_fn,
-        "make_optimizer": make_optimizer,
-    }.items():
-        hint = ", as optax.adam without ()" * hasattr(function, "update")
-        if not callable(function):
-            got = _checks.shown(function)
-            raise TypeError(f"{name} must be a function{hint}, got {got}")
+    _checks.function("loss_fn", loss_fn)
+    _checks.function("make_optimizer", make_optimizer)
     _check_params(params)
     rates = _rates(min_value, max_value, num_steps, scale)
     batches = _stacked(batches, len(rates) + 1)
-    fraction = _checks.static_number("smoothing", smoothing, least=0, most=0.2)
+    part = _checks.number("smoothing", smoothing, least=0, most=0.2, static=True)
     if divergence is not None:
-        divergence = _checks.static_number("divergence", divergence, above=1)
+        divergence = _checks.number("divergence", divergence, above=1, static=True)
     train = jax.jit(functools.partial(_train, loss_fn, make_optimizer))
     losses = train(params, batches, jnp.asarray(rates))
-    return _result(jnp.asarray(rates), losses, fraction * len(rates), divergence)
+    return _result(jnp.asarray(rates), losses, part * len(rates), divergence)
 
 
 # Apart from the training, so that it is compiled once for all tests of one length.
@@ -159,15 +153,14 @@ def _train(
     loss_fn: Any, make_optimizer: Any, params: Any, batches: Any, rates: jax.Array
 ) -> jax.Array:
     """Returns the loss before each update and after the last, ``[num_steps + 1]``."""
-    length = len(jax.tree.leaves(batches)[0])
 
     def step(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> Any:
-        index = inputs[0] % length
+        index, rate = inputs
         batch = jax.tree.map(lambda stack: stack[index], batches)
         loss_of = functools.partial(_loss, loss_fn, batch)
         loss, grads = jax.value_and_grad(loss_of)(carry[0])
         extra = {"value": loss, "grad": grads, "value_fn": loss_of}
-        new = _update(make_optimizer, _Rate(inputs[1]), grads, carry, extra)
+        new = _update(make_optimizer, _Rate(rate), grads, carry, extra)
         checks = [jnp.isfinite(x).all() for x in jax.tree.leaves((loss, grads))]
         finite = functools.reduce(jnp.logical_and, checks)
         carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, carry)
@@ -175,18 +168,16 @@ def _train(
 
     state = _optimizer(make_optimizer, _Rate(rates[0])).init(params)
     # One step more than there are rates: its loss is that after the last update.
-    inputs = jnp.arange(len(rates) + 1), jnp.append(rates, rates[-1])
-    return jax.lax.scan(step, (params, state), inputs)[1]
+    order = jnp.arange(len(rates) + 1) % len(jax.tree.leaves(batches)[0])
+    return jax.lax.scan(step, (params, state), (order, jnp.append(rates, rates[-1])))[1]
 
 
 def _loss(loss_fn: Any, batch: Any, params: Any) -> Any:
     loss = _checks.call("loss_fn", loss_fn, params, batch)
-    shape = getattr(loss, "shape", None)
-    if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-        got = type(loss).__name__ if shape is None else f"{loss.dtype}{list(shape)}"
-        raise ValueError(
-            f"loss_fn must return a real scalar array and nothing else, got {got}"
-        )
+    is_scalar = getattr(loss, "shape", None) == ()
+    if not (is_scalar and jnp.issubdtype(loss.dtype, jnp.floating)):
+        rule = "loss_fn must return a real scalar array and nothing else"
+        raise ValueError(f"{rule}, got {_checks.shown(loss)}")
     return loss
 
 
@@ -223,14 +214,11 @@ def _update(
 
 def _stopped(losses: jax.Array, memory: float, divergence: float) -> jax.Array:
     """Returns for each loss but the first whether one before it has diverged."""
-
-    def add(sums: jax.Array, terms: jax.Array) -> tuple[jax.Array, jax.Array]:
-        sums = memory * sums + terms
-        return sums, sums
-
     finite = jnp.isfinite(losses)
     terms = jnp.stack([jnp.where(finite, losses, 0), finite.astype(losses.dtype)], 1)
-    total, weight = jax.lax.scan(add, jnp.zeros_like(terms[0]), terms)[1].T
+    zeros = jnp.zeros_like(terms[0])
+    sums = jax.lax.scan(lambda sums, terms: 2 * (memory * sums + terms,), zeros, terms)
+    total, weight = sums[1].T
     average = jnp.where(weight > 0, total / weight, jnp.inf)
     best = jax.lax.cummin(average)
     limit = best + (divergence - 1) * jnp.abs(best)
@@ -242,19 +230,16 @@ def _check_params(params: Any) -> None:
     for path, leaf in jax.tree.leaves_with_path(params):
         dtype = getattr(leaf, "dtype", np.dtype(type(leaf)))
         if not jnp.issubdtype(dtype, jnp.inexact):
-            got = dtype if hasattr(leaf, "dtype") else _checks.shown(leaf)
-            where = jax.tree_util.keystr(path)
             raise TypeError(
-                f"params must be arrays of floats, got {got} at params{where}: let "
-                "loss_fn close over what does not train"
+                f"params{jax.tree_util.keystr(path)} must be an array of floats, got "
+                f"{dtype}: let loss_fn close over what does not train"
             )
 
 
 def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.ndarray:
-    low = _checks.static_number("min_value", min_value, above=0)
-    high = _checks.static_number("max_value", max_value, above=low)
-    steps = _checks.static("num_steps", num_steps)
-    steps = _checks.whole_number("num_steps", steps, least=2)
+    low = _checks.number("min_value", min_value, above=0, static=True)
+    high = _checks.number("max_value", max_value, above=low, static=True)
+    steps = _checks.whole_number("num_steps", num_steps, least=2, static=True)
     _checks.choice("scale", scale, ("log", "linear"))
     dtype = jnp.result_type(float)
     space = np.geomspace if scale == "log" else np.linspace

@@ -23,13 +23,9 @@ class _Curve(NamedTuple):
     turned: bool  # whether the loss has risen again, or the test has stopped
 
     @property
-    def lowest(self) -> np.ndarray:
-        """The lowest loss so far: coming down from a spike is no improvement."""
-        return np.minimum.accumulate(self.losses)
-
-    @property
     def slopes(self) -> np.ndarray:
-        return np.gradient(self.lowest, self.logs)
+        """Of the lowest loss so far: coming down from a spike is no improvement."""
+        return np.gradient(np.minimum.accumulate(self.losses), self.logs)
 
     @property
     def ends(self) -> str:
@@ -182,8 +178,7 @@ def _steepest(curve: _Curve) -> float:
 
 
 def _valley(curve: _Curve) -> float:
-    base, _ = _fallen(curve)
-    return float(curve.logs[base] + curve.logs[curve.bottom]) / 2
+    return float(curve.logs[_fallen(curve)[0]] + curve.logs[curve.bottom]) / 2
 
 
 def _min_over_10(curve: _Curve) -> float:

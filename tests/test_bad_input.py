@@ -15,7 +15,7 @@ import pytest
 import lrd_optax
 
 ONES = np.ones(3, np.float32)
-NUMBER = "keep_prob must be a number in (0, 1], got"
+NUMBER = "keep_prob must be a finite number above 0 and of at most 1, got"
 KEY = "key must be an int, a jax.random key, or a legacy uint32 key"
 RULE_UPDATES = "updates must be arrays of numbers, got a leaf of"
 RULE_STATE = "state must be the LearningRateDropoutState that init returns, got"
@@ -219,7 +219,7 @@ BAD_CALLS = {
     "mask: a string": (
         lambda: lrd_optax.sample_mask(0, {"name": "linear"}, 0.5),
         TypeError,
-        "tree must have arrays as leaves, got a leaf of type str",
+        "Argument 'linear' of type <class 'str'> is not a valid JAX type",
     ),
     "updates: shapes": (
         lambda: update(jax.ShapeDtypeStruct((3,), jnp.float32)),

@@ -310,7 +310,7 @@ BAD = {
     ),
     "a schedule that reads a tracer": (
         lambda: plotting.plot_schedules({"a": lambda count: float(count)}, 10),
-        "schedule 'a' must be made of JAX operations, to be compiled: it asks for the "
+        "schedule must be made of JAX operations, to be compiled: it asks for the "
         "value of an array that is traced, as float(...), int(...), if and NumPy do",
     ),
     "an infinite schedule": (
@@ -323,7 +323,7 @@ BAD = {
     ),
     "a curve without a name": (
         lambda: plotting.plot_learning_curves(np.zeros(99)),
-        "curves must be a dict of arrays by name, got a ndarray",
+        "curves must be a dict of arrays by name, got float64 of shape (99,)",
     ),
     "an infinite curve": (
         lambda: plotting.plot_learning_curves({"a": [np.inf, np.nan]}),
@@ -341,7 +341,8 @@ BAD = {
     ),
     "steps of curve": (
         lambda: plotting.plot_learning_curves({"a": np.zeros(3)}, steps=[1, 2]),
-        "steps must have the shape (3,) of curve 'a', got (2,)",
+        "curve 'a' must be of shape [steps] or [seeds, steps], got (3,) and steps of "
+        "shape (2,)",
     ),
     "confidence": (
         lambda: plotting.plot_learning_curves({"a": np.zeros(3)}, confidence=95),

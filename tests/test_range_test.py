@@ -706,16 +706,18 @@ WRONG = {
     ),
     "loss": (
         {"loss": lambda p, b: p - b[0]},
-        "loss_fn must return a real scalar array and nothing else, got float32[4]",
+        "loss_fn must return a real scalar array and nothing else, got "
+        "float32 of shape (4,)",
     ),
     "complex": (
         {"loss": lambda p, b: jax.lax.complex(loss_fn(p, b), p[0])},
-        "loss_fn must return a real scalar array and nothing else, got complex64[]",
+        "loss_fn must return a real scalar array and nothing else, got "
+        "complex64 of shape ()",
     ),
     "whole numbers as params": (
         {"params": {"w": np.ones(4, "f"), "steps": np.arange(3)}},
-        "params must be arrays of floats, got int64 at params['steps']: let loss_fn "
-        "close over what does not train",
+        "params['steps'] must be an array of floats, got int64: let loss_fn close over "
+        "what does not train",
     ),
     "loss that reads a tracer": (
         {"loss": lambda p, b: jnp.float32(float(p[0]))},
@@ -727,7 +729,7 @@ WRONG = {
     ),
     "aux": (
         {"loss": lambda p, b: (loss_fn(p, b), 3)},
-        "loss_fn must return a real scalar array and nothing else, got tuple",
+        "loss_fn must return a real scalar array and nothing else, got a tuple",
     ),
 }
 

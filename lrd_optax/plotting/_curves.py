@@ -1,7 +1,7 @@
 """Values against the step or the learning rate."""
 
+import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from lrd_optax import _checks
 from lrd_optax._range_result import RangeTestResult, range_test_band
 from lrd_optax.plotting import _style
+from lrd_optax.schedules import _arithmetic
 
 # Marks on what was drawn, so that what comes next on the same Axes goes with it.
 _RANGE_TEST, _SEEDS = "range test", "seeds"
@@ -52,10 +53,15 @@ def plot_schedules(
       >>> ax = plotting.plot_schedules(rates, num_steps=100)
     """
     _style.check_named("named", named, "schedules")
-    num_steps = _checks.static("num_steps", num_steps)
-    num_steps = int(_checks.whole_number("num_steps", num_steps))
+    num_steps = _checks.whole_number("num_steps", num_steps, static=True)
     steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, 10_000)).astype(int))
-    curves = {name: _values(name, named[name], steps) for name in named}
+    curves = {}
+    for name, schedule in named.items():
+        label = f"schedule {name!r}"
+        schedule = _checks.schedule(schedule, label, or_number=True)
+        # Some schedules of Optax take no array of counts.
+        call = functools.partial(_arithmetic.call, schedule)
+        curves[name] = _style.finite(label, jax.vmap(call)(jnp.asarray(steps)))
     ax = _style.axes(ax)
     for i, (name, y) in enumerate(curves.items()):
         x, style = steps, _style.line(i)
@@ -71,17 +77,6 @@ def plot_schedules(
     if len(named) > 1:
         ax.legend(**_style.LEGEND)
     return ax
-
-
-def _values(name: str, schedule: optax.ScalarOrSchedule, steps: np.ndarray) -> Any:
-    """Returns the value of a schedule or a number at each step."""
-    label = f"schedule {name!r}"
-    schedule = _checks.schedule(schedule, label, or_number=True)
-    if not callable(schedule):
-        return _style.finite(label, np.full(len(steps), schedule))
-    # Some schedules of Optax take no array of counts, or return a number for it.
-    value = jax.vmap(lambda count: jnp.asarray(_checks.call(label, schedule, count)))
-    return _style.finite(label, value(steps))
 
 
 def plot_range_test(
@@ -151,10 +146,9 @@ def plot_range_test(
         text = f"{name}cycle {cycle[0]:.2g} to {cycle[1]:.2g}"
         ax.axvspan(*cycle, color=color, label=text, **_style.BAND)
     ax.set(xlabel="learning rate", ylabel="loss")
-    ends = np.array([rates[0], rates[-1], *(ax.get_xlim() if before else ())])
     if _uneven(np.log(rates)) <= _uneven(rates):
         ax.set_xscale("log")
-    ax.set_xlim(ends.min(), ends.max())
+    ax.margins(x=0)
     _style.finish(ax)
     legend = ax.legend(loc="upper center", ncols=2, fontsize="small", **_style.LEGEND)
     legend.set_in_layout(False)  # it is within the Axes, which must not shrink for it
@@ -162,11 +156,11 @@ def plot_range_test(
     curves = [np.asarray(curve.get_ydata(), float) for curve in [*before, line]]
     start = max(np.nanmax(y[: np.nanargmin(y) + 1]) for y in curves)
     bottom = min(np.nanmin(y) for y in [*curves, low])
-    room = 0.15 * (start - bottom) or 1.0
-    bottom, top = bottom - room, start + room
+    height = start - bottom or 7.0
+    low = bottom - 0.15 * height
     inches = 0.15 + 0.17 * ((len(legend.get_texts()) + 1) // 2)
     part = inches * ax.figure.dpi / ax.bbox.height
-    ax.set_ylim(bottom, bottom + (top - bottom) / (1 - min(part, 0.6)))
+    ax.set_ylim(low, low + 1.3 * height / (1 - min(part, 0.6)))
     return ax
 
 
@@ -215,16 +209,11 @@ def plot_learning_curves(
     runs = {}
     for name, curve in curves.items():
         shape = np.shape(curve)
-        if len(shape) not in (1, 2) or 0 in shape:
-            raise ValueError(
-                f"curve {name!r} must be of shape [steps] or [seeds, steps], "
-                f"got {shape}"
-            )
-        if steps is not None and np.shape(steps) != shape[-1:]:
-            raise ValueError(
-                f"steps must have the shape {shape[-1:]} of curve {name!r}, "
-                f"got {np.shape(steps)}"
-            )
+        known = steps is None or np.shape(steps) == shape[-1:]
+        if len(shape) not in (1, 2) or 0 in shape or not known:
+            given = "" if steps is None else f" and steps of shape {np.shape(steps)}"
+            rule = f"curve {name!r} must be of shape [steps] or [seeds, steps]"
+            raise ValueError(f"{rule}, got {shape}{given}")
         runs[name] = np.atleast_2d(_style.finite(f"curve {name!r}", curve))
     ax = _style.axes(ax)
     # On Axes that have curves, these take the next colors.

@@ -103,16 +103,14 @@ def plot_trajectories(
     xlim = xlim or _around(points[:, 0])
     ylim = ylim or _around(points[:, 1])
     x, y = np.meshgrid(np.linspace(*xlim, 200), np.linspace(*ylim, 200))
-    grid = jnp.stack([x, y], axis=-1)
-    height = np.asarray(jax.vmap(jax.vmap(loss))(grid), float)
+    height = np.asarray(jax.vmap(jax.vmap(loss))(jnp.stack([x, y], axis=-1)), float)
     height = np.where(np.isfinite(height), height, np.nan)
     finite = height[np.isfinite(height)]
     parts = np.linspace(0, 1, 16)
     levels = np.unique(np.quantile(finite if finite.size else [0.0], parts))
     if len(levels) > 1:
         ax.contourf(x, y, height, levels=levels, cmap="Greys", alpha=0.35)
-        thin: dict[str, Any] = {"linewidths": 0.5, "linestyles": "solid"}
-        ax.contour(x, y, height, levels, colors="0.75", **thin)
+        ax.contour(x, y, height, levels, colors="0.75", linewidths=0.5, linestyles="-")
     for i, (name, run) in enumerate(runs.items()):
         style = _style.line(i)
         run = run.reshape(-1, *run.shape[-2:])

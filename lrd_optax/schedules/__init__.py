@@ -17,8 +17,6 @@ cosine_annealing_warm_restarts. Of other schedules: warmup, per_epoch, multiply,
 repeat, shift.
 """
 
-from ._annealing import cosine_annealing as cosine_annealing
-from ._annealing import polynomial_decay as polynomial_decay
 from ._compose import clamp as clamp
 from ._compose import multiply as multiply
 from ._compose import per_epoch as per_epoch
@@ -26,10 +24,12 @@ from ._compose import repeat as repeat
 from ._compose import shift as shift
 from ._cyclical import cosine_annealing_warm_restarts as cosine_annealing_warm_restarts
 from ._cyclical import cyclical as cyclical
+from ._decay import cosine_annealing as cosine_annealing
 from ._decay import exponential_step_decay as exponential_step_decay
 from ._decay import inverse_sqrt_decay as inverse_sqrt_decay
 from ._decay import inverse_time_decay as inverse_time_decay
 from ._decay import natural_exponential_decay as natural_exponential_decay
+from ._decay import polynomial_decay as polynomial_decay
 from ._decay import step_decay as step_decay
 from ._warmup import warmup as warmup
 from ._warmup import warmup_stable_decay as warmup_stable_decay

@@ -19,14 +19,12 @@ import optax
 from jax.typing import ArrayLike
 
 from lrd_optax import _checks
-from lrd_optax._checks import Steps
-
-Value = float | jax.Array
+from lrd_optax._checks import Number, Steps
 
 LAST = 2**31 - 1  # the largest count
 
 
-def schedule(value: Callable[[jax.Array], jax.Array]) -> optax.Schedule:
+def schedule(value: Callable[[jax.Array], Any]) -> optax.Schedule:
     """Makes a schedule of a function of a clean count, see `as_count`."""
 
     def scheduled(count: ArrayLike) -> jax.Array:
@@ -42,9 +40,9 @@ def call(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """Returns the value of any schedule or number, in the count's shape."""
     if is_whole(count):
         count = jnp.minimum(count, LAST).astype(jnp.int32)
-    value = schedule
-    if callable(schedule):
-        value = _checks.call("schedule", schedule, count)
+    value = (
+        _checks.call("schedule", schedule, count) if callable(schedule) else schedule
+    )
     return jnp.broadcast_to(real(value), count.shape)
 
 
@@ -118,17 +116,17 @@ def later(count: jax.Array, steps: Steps) -> jax.Array:
     return start - steps.astype(jnp.uint32)
 
 
-def select(condition: jax.Array, value: Value, other: jax.Array) -> jax.Array:
+def select(condition: jax.Array, value: Number, other: jax.Array) -> jax.Array:
     """Returns `value` where the condition holds, else `other`, whose dtype stays."""
     return jnp.where(condition, jnp.full_like(other, value), other)
 
 
-def between(low: Value, high: Value, height: jax.Array) -> jax.Array:
+def between(low: Number, high: Number, height: jax.Array) -> jax.Array:
     """Returns `low` at height 0, `high` at 1, exactly, and never less than `low`."""
     return select(height == 1, high, low + (high - low) * height)
 
 
-def ramp(start: Value, end: Value, done: jax.Array, left: jax.Array) -> jax.Array:
+def ramp(start: Number, end: Number, done: jax.Array, left: jax.Array) -> jax.Array:
     """Returns `start` where all is left, `end` where all is done.
 
     Measured from the lower of the two, so that nothing cancels.
@@ -144,7 +142,7 @@ def half_wave(x: jax.Array) -> jax.Array:
     return select(x == 1, 1, jnp.sin(x * (math.pi / 2)) ** 2)
 
 
-def power(base: Value, times: jax.Array) -> jax.Array:
+def power(base: Number, times: jax.Array) -> jax.Array:
     """Returns ``base ** times``, at most the largest number.
 
     A base near 1 has few of its digits in float32, and many times multiply what is
@@ -160,7 +158,7 @@ def power(base: Value, times: jax.Array) -> jax.Array:
     return jnp.minimum(powers, largest) * jnp.exp(rest * times)
 
 
-def exponential(rate: Value, count: jax.Array) -> jax.Array:
+def exponential(rate: Number, count: jax.Array) -> jax.Array:
     """Returns ``exp(rate * count)`` for a rate of at most 0; see `power`."""
     times, rest = real(count), 0.0
     if isinstance(rate, float):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations  # so that help shows short names
 
-import functools
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +71,7 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
         raise ValueError("multiply must get at least one schedule, got none")
     factors = [_checks.schedule(s, "each factor", or_number=True) for s in schedules]
 
-    return ar.schedule(
-        lambda count: functools.reduce(
-            operator.mul, [ar.call(factor, count) for factor in factors]
-        )
-    )
+    return ar.schedule(lambda count: math.prod(ar.call(f, count) for f in factors))
 
 
 def clamp(

@@ -153,12 +153,11 @@ def cosine_annealing_warm_restarts(
       Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, 2017
     """
     low, high = _checks.interval("min_value", min_value, "max_value", max_value)
-    first = _checks.whole_number("first_decay_steps", first_decay_steps)
-    t_mult = _checks.static_number("t_mult", t_mult, least=1)
+    t_mult = _checks.number("t_mult", t_mult, least=1, static=True)
     peak_mult = _checks.number("peak_mult", peak_mult, above=0, most=1)
-    table = None
-    if t_mult != 1:
-        table = _starts(_checks.static("first_decay_steps", first), t_mult)
+    name, varies = "first_decay_steps", t_mult != 1
+    first = _checks.whole_number(name, first_decay_steps, static=varies)
+    table = _starts(first, t_mult) if varies else None
 
     @ar.schedule
     def schedule(count: jax.Array) -> jax.Array:
