@@ -214,9 +214,7 @@ def _select(mask: jax.Array, leaf: Any, limit: _masks.Limit | None) -> jax.Array
 def _divide(update: jax.Array, limit: _masks.Limit) -> jax.Array:
     """Returns `update` divided by the probability that masks have at `limit`."""
     if not jnp.issubdtype(update.dtype, jnp.inexact):
-        raise TypeError(
-            f"unbiased=True needs float or complex updates, got {update.dtype}"
-        )
+        raise TypeError(f"unbiased needs float or complex updates, got {update.dtype}")
     # 1 / keep_prob rounded to bfloat16 would be off by up to 0.4 %.
     narrow = jnp.finfo(update.dtype).bits < 32
     wide = update.astype(jnp.float32) if narrow else update

@@ -75,9 +75,7 @@ def by_seed(result: RangeTestResult, asarray: Any) -> Any:
     """Returns the arrays of a result as ``[seeds, num_steps]``."""
     shape = np.shape(result.losses)
     if 0 in shape:
-        raise ValueError(
-            f"result must have a seed and a point, got losses of shape {shape}"
-        )
+        raise ValueError(f"result must not be empty, got losses of shape {shape}")
     return [asarray(array).reshape(-1, shape[-1]) for array in result]
 
 

@@ -262,10 +262,8 @@ def _stacked(batches: Any, most: int) -> Any:
         items = list(itertools.islice(batches, most))
         shapes = sorted({str(jax.tree.map(np.shape, batch)) for batch in items})
         if len(shapes) > 1:
-            raise ValueError(
-                "batches in a list must be of one shape, got "
-                f"{len(items)} batches of shapes {' and '.join(shapes[:2])}"
-            )
+            got = " and ".join(shapes[:2])
+            raise ValueError(f"batches in a list must be of one shape, got {got}")
         batches = jax.tree.map(_stack, *items) if items else ()
     found = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
     lengths = {shape[0] if shape else 0 for shape in found}

@@ -701,8 +701,7 @@ WRONG = {
     "empty": ({"data": np.zeros((0, 2))}, NOT_STACKED + "[(0, 2)]"),
     "last batch": (
         {"data": [np.zeros((8, 4)), np.zeros((8, 4)), np.zeros((3, 4))]},
-        "batches in a list must be of one shape, got 3 batches of shapes (3, 4) and "
-        "(8, 4)",
+        "batches in a list must be of one shape, got (3, 4) and (8, 4)",
     ),
     "loss": (
         {"loss": lambda p, b: p - b[0]},

@@ -322,6 +322,6 @@ def test_method_is_checked(method):
 )
 def test_no_seeds(use):
     nothing = jax.tree.map(lambda x: x[None][:0], result(LOG, CURVE))
-    sentence = "result must have a seed and a point, got losses of shape (0, 201)"
+    sentence = "result must not be empty, got losses of shape (0, 201)"
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         use(nothing)

@@ -4,7 +4,7 @@ from __future__ import annotations  # so that help shows short names
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -190,9 +190,16 @@ def _starts(first: int, t_mult: float) -> np.ndarray:
 
 def _cycle(count: jax.Array, starts: np.ndarray) -> tuple[jax.Array, ...]:
     """Returns the number of the cycle at a scalar `count`, its start and its end."""
-    # Compared with all starts, in place of a search and a lookup: one small kernel,
-    # that any sharding of the counts goes through.
-    after = starts.astype(count.dtype) > count
-    start = jnp.max(jnp.where(after, 0, starts)).astype(count.dtype)
-    end = jnp.min(jnp.where(after, starts, starts[-1])).astype(count.dtype)
-    return jnp.sum(~after) - 1, start, end
+
+    def join(x: Any, y: Any) -> Any:
+        return x[0] + y[0], jnp.maximum(x[1], y[1]), jnp.minimum(x[2], y[2])
+
+    # One reduction over all starts, in place of a search and a lookup: it is small to
+    # compile, and any sharding of the counts goes through.
+    starts = starts.astype(count.dtype)
+    begun = starts <= jax.lax.stop_gradient(count)  # which changes in jumps only
+    zero, last = starts[0], starts[-1]
+    ends = jnp.where(begun, starts, zero), jnp.where(begun, last, starts)
+    parts = begun.astype(count.dtype), *ends
+    number, start, end = jax.lax.reduce(parts, (zero, zero, last), join, (0,))
+    return number - 1, start, end
