@@ -1,23 +1,13 @@
 """Strict numerics for every test, and helpers that several files share."""
 
 import os
-from pathlib import Path
+
+import compilation
 
 # Before NumPy is loaded: its threads for linear algebra wait by spinning, which takes
 # longer than the small products here.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Most of the time goes into compilation. Programs as small as these are compiled faster
-# in one piece than in many, and each one only once: by one of the workers, by a process
-# that a test starts, or by the run before.
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
-)
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
-)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ |= compilation.ENVIRONMENT
 
 import jax
 import pytest

@@ -35,15 +35,20 @@ def values(dtype, size=400):
     return jnp.asarray(real, dtype)
 
 
+def of_each(dtypes, make):
+    """Returns a leaf for each dtype, so that one program does for all of them."""
+    return {dtype: make(jax.dtypes.canonicalize_dtype(dtype)) for dtype in dtypes}
+
+
 @pytest.mark.parametrize("run", [apply_once, jitted_once])
-@pytest.mark.parametrize("dtype", FLOATS + COMPLEX)
-def test_selects_and_keeps_the_dtype(run, dtype, x64):
-    updates = values(jax.dtypes.canonicalize_dtype(dtype))
-    out = run(updates)
-    mask = lrd_optax.sample_mask(0, updates, 0.5)
-    assert out.dtype == updates.dtype
-    assert 150 < mask.sum() < 250
-    np.testing.assert_array_equal(out, np.where(mask, updates, 0))
+def test_selects_and_keeps_the_dtype(run, x64):
+    updates = of_each(FLOATS + COMPLEX, values)
+    masks, results = lrd_optax.sample_mask(0, updates, 0.5), run(updates)
+    for dtype, update in updates.items():
+        mask, out = masks[dtype], results[dtype]
+        assert out.dtype == update.dtype
+        assert 150 < mask.sum() < 250
+        np.testing.assert_array_equal(out, np.where(mask, update, 0))
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
@@ -57,19 +62,22 @@ def test_dropped_nan_and_infinity_are_zero(run, unbiased):
 
 @pytest.mark.parametrize("run", [apply_once, jitted_once])
 @pytest.mark.parametrize("p", [0.5, 0.9, 0.1])
-@pytest.mark.parametrize("dtype", FLOATS[:4] + COMPLEX)
-def test_unbiased_multiplies_what_is_kept(run, dtype, p, x64):
-    updates = values(jax.dtypes.canonicalize_dtype(dtype))
-    out = run(updates, p, unbiased=True)
-    mask = lrd_optax.sample_mask(0, updates, p)
-    assert out.dtype == updates.dtype
-    wide = np.complex128 if np.iscomplexobj(updates) else np.float64
+def test_unbiased_multiplies_what_is_kept(run, p, x64):
     kept = np.ceil(np.float32(p) * 2**24) / 2**24  # the probability of the mask
     assert abs(kept - p) < 2**-24
-    expected = np.where(mask, np.asarray(updates, wide) / float(kept), 0)
-    # Off by the rounding of 1/p, of the product, and of the result: 1.5 ulp.
-    eps = float(jnp.finfo(updates.dtype).eps)
-    np.testing.assert_allclose(np.asarray(out, wide), expected, rtol=1.5 * eps, atol=0)
+    updates = of_each(FLOATS[:4] + COMPLEX, values)
+    masks, results = (
+        lrd_optax.sample_mask(0, updates, p),
+        run(updates, p, unbiased=True),
+    )
+    for dtype, update in updates.items():
+        out = results[dtype]
+        assert out.dtype == update.dtype
+        wide = np.complex128 if np.iscomplexobj(update) else np.float64
+        expected = np.where(masks[dtype], np.asarray(update, wide) / float(kept), 0)
+        # Off by the rounding of 1/p, of the product, and of the result: 1.5 ulp.
+        rtol = 1.5 * float(jnp.finfo(update.dtype).eps)
+        np.testing.assert_allclose(np.asarray(out, wide), expected, rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -118,17 +126,20 @@ def test_weak_type_is_kept(unbiased, keep_prob, x64):
 
 @pytest.mark.parametrize("p", [1, 1.0, np.float32(1), jnp.float32(1), lambda _: 1.0])
 @pytest.mark.parametrize("unbiased", [False, True])
-@pytest.mark.parametrize("dtype", [*FLOATS[:4], "complex64"])
-def test_keep_prob_1_returns_the_updates_bit_for_bit(dtype, unbiased, p, x64):
+def test_keep_prob_1_returns_the_updates_bit_for_bit(unbiased, p, x64):
     special = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-30, 3.0]
-    updates = jnp.asarray(special, jax.dtypes.canonicalize_dtype(dtype))
+    updates = of_each(
+        [*FLOATS[:4], "complex64"], lambda dtype: jnp.asarray(special, dtype)
+    )
     for run in (apply_once, jitted_once):
-        out = run(updates, p, unbiased=unbiased)
-        if unbiased and jnp.iscomplexobj(updates):
-            # A complex product with an infinite part has NaN where JAX puts it.
-            np.testing.assert_array_equal(out[-2:], updates[-2:])
-        else:
-            assert np.asarray(out).tobytes() == np.asarray(updates).tobytes()
+        results = run(updates, p, unbiased=unbiased)
+        for dtype, update in updates.items():
+            out = results[dtype]
+            if unbiased and jnp.iscomplexobj(update):
+                # A complex product with an infinite part has NaN where JAX puts it.
+                np.testing.assert_array_equal(out[-2:], update[-2:])
+            else:
+                assert np.asarray(out).tobytes() == np.asarray(update).tobytes()
 
 
 def test_none_masked_nodes_scalars_empties_and_numpy():

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import compilation
 import orbax.checkpoint as ocp
 import pytest
 
@@ -21,11 +22,7 @@ EXAMPLE = runpy.run_path(str(PATH))
 def training(directory):
     """Trains in a process, which leaves its compiled programs to the next one."""
     options = ["--directory", directory, "--steps", "60", "--save-every", "5"]
-    environment = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(directory.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = {"JAX_PLATFORMS": "cpu", **compilation.ENVIRONMENT}
     process = subprocess.Popen(
         [sys.executable, "-W", "error", PATH, *options],
         stdout=subprocess.PIPE,
@@ -68,7 +65,7 @@ def test_killed_runs_end_alike(tmp_path):
     moments = random.Random(0)
     with training(tmp_path / "left_alone") as process:
         _, expected = finish(process)
-    begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(3)]
+    begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(2)]
     with training(tmp_path / "killed") as process:
         begin, result = finish(process)
     begins.append(int(begin.split()[-1]))

@@ -1,0 +1,21 @@
+"""How JAX compiles in the tests, and in the processes that they start.
+
+Most of the time of the tests goes into compilation. Programs as small as these are
+compiled faster in one piece than in many, and each one only once: by one of the
+workers, by a process that a test starts, or by the run before.
+"""
+
+import os
+from pathlib import Path
+
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+_FLAGS = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
+
+ENVIRONMENT = {
+    "XLA_FLAGS": " ".join(_FLAGS),
+    "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(_CACHE)
+    ),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
