@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_code(file, tmp_path, monkeypatch):

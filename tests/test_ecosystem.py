@@ -30,6 +30,8 @@ from jax.experimental import checkify
 
 import lrd_optax
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parent.parent / "docs" / "ecosystem.md"
 STEPS = 4
 

@@ -15,6 +15,8 @@ import pytest
 
 import lrd_optax
 
+pytestmark = pytest.mark.slow
+
 PATH = Path(__file__).parent.parent / "examples" / "multi_process.py"
 EXAMPLE = runpy.run_path(str(PATH))
 

@@ -63,6 +63,7 @@ def reference(rates, data, divergence, smoothing):
     return losses, weights @ limited / weights.sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["log", "linear"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.2])
 def test_descent_in_numpy(x64, scale, smoothing):
@@ -218,6 +219,7 @@ def test_gradient_that_is_not_finite():
     assert result.valid.all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("num_steps", [12, 100])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -338,6 +340,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -513,6 +516,7 @@ def test_keys_in_batches():
     np.testing.assert_allclose(result.losses[:5] - plain, noise, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_meshes(kind):
@@ -534,6 +538,7 @@ def test_meshes(kind):
         np.testing.assert_allclose(other.losses, alone.losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_flax():
     """An NNX module with batch norm and a Linen one; both are left as they were."""

@@ -158,6 +158,7 @@ def assert_close(path, expected):
     assert error.max() < 1e-5, error.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_equations(name):
     case = CASES[name]

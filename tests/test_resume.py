@@ -14,6 +14,8 @@ import compilation
 import orbax.checkpoint as ocp
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PATH = Path(__file__).parent.parent / "examples" / "resume.py"
 EXAMPLE = runpy.run_path(str(PATH))
 

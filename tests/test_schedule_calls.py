@@ -9,6 +9,8 @@ from schedule_cases import LAST, at_length, together
 
 from lrd_optax import schedules
 
+pytestmark = pytest.mark.slow
+
 
 def line(count):
     """Any schedule: this one returns what it is called with."""

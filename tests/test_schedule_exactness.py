@@ -9,6 +9,8 @@ from schedule_cases import CASES, LAST, at_length, check, together
 
 from lrd_optax import schedules
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = np.array([*range(1, 1001), 10**5, 2**24 + 3, LAST])
 
 

@@ -2,12 +2,15 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import schedule_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedule_cases import CASES, LAST, check
 
 from lrd_optax import schedules
+
+pytestmark = pytest.mark.slow
 
 # The same examples in every run.
 examples = settings(derandomize=True, deadline=None, database=None, max_examples=200)

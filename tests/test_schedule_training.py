@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import lrd_optax
 from lrd_optax import schedules
 
-pytestmark = pytest.mark.usefixtures("optax_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_promotion")]
 
 HALF = 15  # steps to the checkpoint, and from there to the end
 OPTIMIZERS = {  # with a rate that suits the problem

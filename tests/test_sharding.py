@@ -15,6 +15,8 @@ from law import p_values, worst
 
 import lrd_optax
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 SPECS = [P(), P("x"), P(None, "y"), P("x", "y"), P(("x", "y")), P(None, ("y", "x"))]
 SHAPES = {"matrix": (24, 40), "odd": (7, 5, 3), "bias": (40,), "scalar": ()}
