@@ -5,10 +5,11 @@
     python benchmarks/accelerators.py --targets h100 --trees "one leaf"
     python benchmarks/accelerators.py --targets v5e --check   # seconds; for CI
 
-It compiles ahead of time for a device that need not be there, and nothing runs: these
-are a compiler's figures, not times. For h100 it says what to install; instructions are
-those of the device with nvidia-cuda-nvdisasm, else of PTX. One environment serves TPUs
-or GPUs. Writes benchmarks/results/<target>-compiled.json, where other rows are kept.
+It compiles ahead of time for a device that need not be there. Nothing runs, so these
+are a compiler's figures, not times. For h100 it says what to install. Instructions are
+counted in the device's own code if nvidia-cuda-nvdisasm is installed, else in PTX. One
+environment serves TPUs or GPUs, not both. It writes
+benchmarks/results/<target>-compiled.json, and keeps the other rows of that file.
 """
 
 import argparse
@@ -57,15 +58,15 @@ def row(title: str, cost: Figures, base: Figures, shapes: timing.Shapes) -> str:
 
 
 def table(target: str, args: argparse.Namespace) -> None:
-    """Every tree, dtype, optimizer and mesh. Writes the file as it goes."""
+    """Compiles every tree, dtype, optimizer and mesh. Writes the file as it goes."""
     machine = compiled.machine(target)
-    found = compiled.devices(target)
+    devices = compiled.devices(target)
     path = timing.RESULTS / f"{target}-compiled.json"
     path.parent.mkdir(exist_ok=True)
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     print(f"{target}. {compiled.NOTE}\n{HEADER}", flush=True)
     optimizer = timing.OPTIMIZERS["SGD"]
-    compiled.figures(target, found, "one", optimizer(), [(8,)])  # pays for start-up
+    compiled.figures(target, devices, "one", optimizer(), [(8,)])  # pays for start-up
     cases = itertools.product(args.trees, args.dtypes, args.optimizers, args.meshes)
     for tree, dtype, optimizer, mesh in cases:
         shapes, base = TREES[tree], None
@@ -78,8 +79,8 @@ def table(target: str, args: argparse.Namespace) -> None:
                 print(f"{title:56}{'-':>8}", flush=True)
                 continue
             tx = optax.chain(timing.OPTIMIZERS[optimizer](), variant)
-            what = target, found, mesh, tx, shapes, dtype
-            cost = compiled.figures(*what, 1 if slow else args.repeats)
+            arguments = target, devices, mesh, tx, shapes, dtype
+            cost = compiled.figures(*arguments, 1 if slow else args.repeats)
             base = base or cost
             print(row(title, cost, base, shapes), flush=True)
             case = {"tree": tree, "dtype": dtype, "optimizer": optimizer}
@@ -87,7 +88,7 @@ def table(target: str, args: argparse.Namespace) -> None:
             rows = [r for r in rows if {k: r[k] for k in case} != case]
             rows.append(case | cost._asdict() | {"machine": machine})
         out = {"target": target, "note": compiled.NOTE, "rows": rows}
-        whole = path.with_suffix(".new")  # so that no stop leaves half a file
+        whole = path.with_suffix(".new")  # so that no interruption leaves half a file
         whole.write_text(records.dumps(out) + "\n")
         whole.replace(path)
     print("written:", path, flush=True)
@@ -107,14 +108,14 @@ CHECKED = {
 
 
 def stored(updates, state, params=None):
-    """The library's masks, but each made in memory before it is used."""
+    """Applies the library's masks, but stores each in memory before it is used."""
     masks = lrd_optax.sample_mask(state.rng_key, updates, 0.5)
     masks = jax.lax.optimization_barrier(masks)
     _, state = DROPOUT.update(updates, state)
     return jax.tree.map(lambda m, u: jnp.where(m, u, 0), masks, updates), state
 
 
-# What the check must find wrong.
+# Variants in which the check must find a fault.
 PLANTED = {
     "bernoulli": VARIANTS["bernoulli"],
     "stored": optax.GradientTransformation(DROPOUT.init, stored),
@@ -122,52 +123,52 @@ PLANTED = {
 
 
 def wrong(name: str, costs: dict[str, Figures], bases: dict[str, Figures]) -> list[str]:
-    """Returns what a variant brings that it must not, a sentence each."""
+    """Returns what a variant adds that it must not, one sentence per fault."""
 
     def above(case: str, field: str) -> int:
-        brought = getattr(costs[case], field) or 0  # None on a target without it
-        return max(0, brought - (getattr(bases[case], field) or 0))
+        value = getattr(costs[case], field) or 0  # None on a target without it
+        return max(0, value - (getattr(bases[case], field) or 0))
 
-    said = []
+    faults = []
     for case, cost in costs.items():
         hundredth = timing.parameters(CHECKED[case][0]) // 100
         if (more := above(case, "kernels")) > 8:
-            said.append(f"{case}: {name} brings {more} kernels.")
+            faults.append(f"{case}: {name} adds {more} kernels.")
         if more := above(case, "collectives"):
-            said.append(f"{case}: {name} brings {more} collectives.")
+            faults.append(f"{case}: {name} adds {more} collectives.")
         if (more := above(case, "temporaries")) > 2048 + hundredth:
-            said.append(f"{case}: {name} takes {more} more bytes of memory.")
+            faults.append(f"{case}: {name} takes {more} more bytes of memory.")
         if case == "one leaf" and (more := above(case, "on_chip")) > hundredth:
-            said.append(f"{case}: {name} puts {more} more bytes on the chip.")
+            faults.append(f"{case}: {name} puts {more} more bytes on the chip.")
         if cost.registers and cost.registers > max(64, bases[case].registers or 0):
-            said.append(f"{case}: {name} takes {cost.registers} registers per thread.")
+            faults.append(f"{case}: {name} has {cost.registers} registers per thread.")
         if (more := above(case, "instructions")) > 32:
-            said.append(
-                f"{case}: {name} takes {more:.0f} instructions per element more."
+            faults.append(
+                f"{case}: {name} takes {more:.0f} more instructions per element."
             )
     few, many = "24 leaves", "48 leaves"
     if many in costs:
         if (more := above(many, "kernels") - above(few, "kernels")) > 2:
-            said.append(f"24 more leaves: {name} brings {more} more kernels.")
+            faults.append(f"24 more leaves: {name} adds {more} more kernels.")
         more = above(many, "temporaries") - above(few, "temporaries")
         if more > 0.01 * timing.parameters(SMALL * 8):
-            said.append(f"24 more leaves: {name} takes {more} more bytes of memory.")
-    return said
+            faults.append(f"24 more leaves: {name} takes {more} more bytes of memory.")
+    return faults
 
 
 def check(target: str) -> bool:
-    """Whether LRD adds next to nothing to a small step, and bad masks are caught."""
-    found = compiled.devices(target)
+    """Returns whether LRD adds little to a small step, and bad masks are caught."""
+    devices = compiled.devices(target)
     costs: dict[str, dict[str, Figures]] = {}
     print(f"{target}. {compiled.NOTE}\n{HEADER}", flush=True)
     for name, variant in (VARIANTS | PLANTED).items():
-        # Planted masks are slow to compile, and two cases tell.
+        # Planted masks are slow to compile, and two cases suffice.
         cases = ("24 leaves", "one leaf") if name in PLANTED else CHECKED
         tx = optax.chain(timing.OPTIMIZERS["SGD+momentum"](), variant)
         costs[name] = {}
         for case in cases:
             shapes, mesh = CHECKED[case]
-            cost = compiled.figures(target, found, mesh, tx, shapes)
+            cost = compiled.figures(target, devices, mesh, tx, shapes)
             costs[name][case] = cost
             print(row(f"{case}, {name}", cost, costs["base"][case], shapes), flush=True)
     problems = wrong("LRD", costs["LRD"], costs["base"])
@@ -200,7 +201,7 @@ def main() -> None:
     add("--check", action="store_true", help="small trees; exit 1 if LRD costs much")
     args = parser.parse_args()
     if args.check:
-        passed = [check(target) for target in args.targets]  # all, not up to the first
+        passed = [check(target) for target in args.targets]  # all of them
         sys.exit(not all(passed))
     for target in args.targets:
         table(target, args)

@@ -1,8 +1,8 @@
 """Compiles optimizer steps for a TPU or a GPU that is not there, and reads the result.
 
 Import it before jax: it sets what JAX reads when it is imported. One environment serves
-TPUs or GPUs: `devices` says what is missing. Nothing runs, so these are a compiler's
-figures, not times. accelerators.py prints tables of them, studies/mask_forms.py others.
+TPUs or GPUs, not both: `devices` says what is missing. Nothing runs, so these are a
+compiler's figures, not times. accelerators.py and studies/mask_forms.py print them.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Read when jax is imported. Without these libtpu looks for a TPU of its own.
+# JAX reads these when it is imported. Without them libtpu looks for a real TPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
-# Its lock keeps one process at a time on a chip, and there is no chip.
+# The lock of libtpu allows one process per chip, and here there is no chip.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -47,7 +47,7 @@ COLLECTIVE = re.compile(
 VIEWS = {"tuple", "get-tuple-element", "bitcast"}
 FREE = VIEWS | {"parameter", "constant"}
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
-# How to find kernels, instructions, stores (vector, bits) and the last instruction.
+# Patterns of kernels, instructions and stores (vector, bits); the last instruction.
 SASS = (
     r"\n\.text\.",
     r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*)",
@@ -63,15 +63,15 @@ PTX = (
 
 
 class Figures(NamedTuple):
-    """What the compiler says about one step. None where it says nothing."""
+    """What the compiler says about one step; None where it says nothing."""
 
     kernels: int
-    scalar_operations: int  # on the TPU's scalar core, no kernels
+    scalar_operations: int  # on the scalar core of a TPU; these are not kernels
     cycles: int | None
     instructions: float | None  # per element, in the kernel of a tree of one leaf
-    registers: int | None  # per thread, in the kernel that takes the most
+    registers: int | None  # per thread, in the kernel that uses the most
     temporaries: int  # bytes in HBM
-    on_chip: int | None  # bytes of all arrays put on the chip, not all at once
+    on_chip: int | None  # bytes of all arrays ever put on the chip
     temp_size: int  # of memory_analysis(), which says little on TPU: see `memory`
     peak: int
     collectives: int
@@ -90,7 +90,7 @@ class Operation(NamedTuple):
 
 
 def devices(target: str) -> list[Any]:
-    """Returns four devices that are not there. Exits if their plugin is not either."""
+    """Returns four devices that are not there. Exits if their plugin is missing."""
     plugin, pip = "libtpu", '"jax[tpu]"'
     description: dict[str, str] = {"topology_name": TPU.get(target, "gpu")}
     if target not in TPU:
@@ -106,7 +106,7 @@ def devices(target: str) -> list[Any]:
 
 
 def layout(mesh: Mesh, shape: tuple[int, ...], name: str) -> NamedSharding:
-    """Returns how a leaf lies on the mesh. What does not divide is replicated."""
+    """Returns how a leaf lies on the mesh. Uneven dimensions are replicated."""
     axes: list[str | None] = [None] * len(shape)
     if len(shape) > 1:
         for dimension, axis in zip((-2, -1), LAYOUTS[name], strict=True):
@@ -116,17 +116,17 @@ def layout(mesh: Mesh, shape: tuple[int, ...], name: str) -> NamedSharding:
 
 
 def compile_step(
-    found: list[Any], mesh: str, tx: Any, shapes: Any, dtype: Any, repeats: int
+    devices: list[Any], mesh: str, tx: Any, shapes: Any, dtype: Any, repeats: int
 ) -> tuple[Any, Any, float]:
-    """Returns the step, lowered and compiled, and the least seconds that both took."""
-    kind, _, at = mesh.partition(" ")
-    single, grid = jax.sharding.SingleDeviceSharding(found[0]), None
-    if kind != "one":
-        types = (AxisType.Auto if kind == "auto" else AxisType.Explicit,) * 2
-        grid = Mesh(np.array(found[:4]).reshape(2, 2), ("x", "y"), axis_types=types)
+    """Returns the step, lowered and compiled, and the fewest seconds that both took."""
+    axis_type, _, name = mesh.partition(" ")
+    single, grid = jax.sharding.SingleDeviceSharding(devices[0]), None
+    if axis_type != "one":
+        types = (AxisType.Auto if axis_type == "auto" else AxisType.Explicit,) * 2
+        grid = Mesh(np.array(devices[:4]).reshape(2, 2), ("x", "y"), axis_types=types)
 
     def placed(x: Any) -> jax.ShapeDtypeStruct:
-        sharding = single if grid is None else layout(grid, x.shape, at)
+        sharding = single if grid is None else layout(grid, x.shape, name)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     params = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
@@ -138,50 +138,52 @@ def compile_step(
 
 
 def operations(text: str) -> list[Operation]:
-    """Returns what the entry computation does.
+    """Returns the operations of the entry computation.
 
-    A layout on the TPU names its memory: none is HBM, S(1) is on the chip, S(6) belongs
-    to the scalar core.
+    A layout on the TPU names its memory: no name is HBM, S(1) is on the chip, and S(6)
+    belongs to the scalar core.
     """
     entry = text[text.index("\nENTRY") :].split("\n}")[0]
     pattern = r"\s+(ROOT )?%([\w.\-]+) = (.*?) ?([a-z][\w\-]*)\((?=[%)\w\[{-])(.*)"
-    found = []
+    program = []
     for line in entry.splitlines()[2:]:
         match = re.match(pattern, re.sub(r"/\*.*?\*/", "", line))
         if not match:
             continue
         results = []
-        for kind, dims, how in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", match[3]):
-            size = BYTES.get(kind, 8) * math.prod(int(d) for d in dims.split(",") if d)
-            space = re.search(r"S\((\d+)\)", how)
+        for dtype, dims, at in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", match[3]):
+            size = BYTES.get(dtype, 8) * math.prod(int(d) for d in dims.split(",") if d)
+            space = re.search(r"S\((\d+)\)", at)
             results.append((size, dims, int(space[1]) if space else 0))
         code = "bitcast" if '"ConcatBitcast"' in line else match[4]
-        many, root = match[3].startswith("("), bool(match[1])
+        is_tuple, root = match[3].startswith("("), bool(match[1])
         operands = re.findall(r"%([\w.\-]+)", match[5].split(")")[0])
-        found.append(Operation(match[2], code, results, many, operands, root))
-    return found
+        program.append(Operation(match[2], code, results, is_tuple, operands, root))
+    return program
 
 
 def working(program: list[Operation]) -> list[Operation]:
-    """Returns what is no view. Asynchronous copies are left out: they run beside it."""
+    """Returns the operations that are no views, without asynchronous copies.
+
+    These run beside the others.
+    """
     work = [o for o in program if o.code not in FREE]
     return [o for o in work if not o.code.endswith(("-start", "-done"))]
 
 
 def is_scalar(operation: Operation) -> bool:
-    """Whether it works on single numbers, which the scalar core of a TPU does."""
+    """Returns whether it works on single numbers, on the scalar core of a TPU."""
     return all(not dims or space == 6 for _, dims, space in operation.results)
 
 
 def memory(program: list[Operation]) -> tuple[int, int]:
     """Returns the bytes of temporaries in HBM and of all arrays put on the chip.
 
-    `temp_size_in_bytes` does not tell on the TPU: it is a multiple of 32,256 that grows
-    with the number of operations, is the same for one leaf of any size, and is 0 for a
-    base that puts as much on the chip. So the program is read. A temporary is what an
-    operation leaves in HBM and does not return; what it returns lies in the donated
-    arguments. libtpu's own list of allocations (space=hbm in what it writes with
-    LIBTPU_INIT_ARGS=--xla_jf_dump_to=DIR) was no longer where it was looked at.
+    On a TPU `temp_size_in_bytes` does not say this: it is a multiple of 32,256 that
+    grows with the number of operations, is the same for one leaf of any size, and is 0
+    for a base that puts as much on the chip. So the program is read. A temporary is an
+    array that an operation leaves in HBM and the program does not return. What it does
+    return lies in the donated arguments.
     """
     by_name = {o.name: o for o in program}
     returned, waiting = set(), [o.name for o in program if o.root]
@@ -193,10 +195,10 @@ def memory(program: list[Operation]) -> tuple[int, int]:
     hbm = chip = 0
     for operation in program:
         if operation.code == "get-tuple-element":
-            made = by_name[operation.operands[0]].code not in FREE
-        else:  # the elements of a tuple are counted where they are taken
-            made = operation.code not in FREE and not operation.is_tuple
-        for size, _, space in operation.results if made else []:
+            counts = by_name[operation.operands[0]].code not in FREE
+        else:  # the elements of a tuple count at their get-tuple-element
+            counts = operation.code not in FREE and not operation.is_tuple
+        for size, _, space in operation.results if counts else []:
             hbm += size * (space == 0 and operation.name not in returned)
             chip += size * (space == 1)
     return hbm, chip
@@ -218,9 +220,10 @@ def output(name: str, *arguments: Any) -> str:
 def gpu_code(lowered: Any, written: int | None) -> tuple[int, float | None]:
     """Returns the most registers per thread, and the instructions per element.
 
-    The latter if the tree is one leaf. `written` is how many bytes a step writes per
-    element of it: the kernel that stores most works on as many elements per thread as
-    `written` goes into what it stores. What stands behind the last EXIT is padding.
+    The instructions are known if the tree is one leaf. `written` is the number of bytes
+    that a step writes per element of it. The kernel that stores the most bytes per
+    thread works on (those bytes / `written`) elements per thread. What follows the last
+    EXIT is padding.
     """
     with tempfile.TemporaryDirectory() as folder:
         # Compiled once more, since writing PTX takes time.
@@ -232,8 +235,8 @@ def gpu_code(lowered: Any, written: int | None) -> tuple[int, float | None]:
         code = "".join([codes[0], *(header.sub("", code) for code in codes[1:])])
         source, binary = Path(folder, "all.ptx"), Path(folder, "all.cubin")
         source.write_text(code)
-        said = output("ptxas", "-arch=sm_90a", "-v", source, "-o", binary)
-        registers = max(int(n) for n in re.findall(r"Used (\d+) registers", said))
+        log = output("ptxas", "-arch=sm_90a", "-v", source, "-o", binary)
+        registers = max(int(n) for n in re.findall(r"Used (\d+) registers", log))
         if written is None:
             return registers, None
         language = PTX
@@ -242,27 +245,27 @@ def gpu_code(lowered: Any, written: int | None) -> tuple[int, float | None]:
     kernel, instruction, store, last = language
     sizes = []
     for body in re.split(kernel, code)[1:]:
-        found = re.findall(instruction, body, re.MULTILINE)
-        stores = re.findall(store, "\n".join(found))
-        size = sum(int(many or 1) * int(bits or 32) // 8 for many, bits in stores)
+        instructions = re.findall(instruction, body, re.MULTILINE)
+        stores = re.findall(store, "\n".join(instructions))
+        size = sum(int(width or 1) * int(bits or 32) // 8 for width, bits in stores)
         if size:
-            sizes.append((size, len(found) - found[::-1].index(last)))
-    # Where two store alike, the longer one: the other makes the words of the step.
+            sizes.append((size, len(instructions) - instructions[::-1].index(last)))
+    # If two store equally much, the longer one: the other makes the words of the step.
     stored, longest = max(sizes)
     return registers, longest * written / stored
 
 
 def figures(
     target: str,
-    found: list[Any],
+    devices: list[Any],
     mesh: str,
     tx: Any,
     shapes: timing.Shapes,
     dtype: str = "float32",
     repeats: int = 1,
 ) -> Figures:
-    """Compiles a step and returns what there is to know of it."""
-    lowered, compiled, took = compile_step(found, mesh, tx, shapes, dtype, repeats)
+    """Compiles a step and returns its figures."""
+    lowered, compiled, seconds = compile_step(devices, mesh, tx, shapes, dtype, repeats)
     text, stats = compiled.as_text(), compiled.memory_analysis()
     program, on_tpu = operations(text), target in TPU
     work = working(program)
@@ -274,7 +277,7 @@ def figures(
         written = sum(x.dtype.itemsize for x in results) if len(shapes) == 1 else None
         registers, instructions = gpu_code(lowered, written)
     return Figures(
-        # On a TPU what has no cycles of its own is no kernel.
+        # On a TPU an operation without cycles is not a kernel.
         kernels=len(cycles) if on_tpu else len(work),
         scalar_operations=sum(map(is_scalar, work)) if on_tpu else 0,
         cycles=sum(cycles) if on_tpu else None,
@@ -285,15 +288,15 @@ def figures(
         temp_size=stats.temp_size_in_bytes,
         peak=stats.peak_memory_in_bytes,
         collectives=len(COLLECTIVE.findall(text)),
-        compile_seconds=took,
+        compile_seconds=seconds,
     )
 
 
 def machine(target: str) -> str:
-    """Where it was compiled, and by what."""
+    """Returns where the steps were compiled, and by which compiler."""
     compiler = "libtpu" if target in TPU else "nvidia-cuda-nvcc"
-    found = timing.machine() | {compiler: importlib.metadata.version(compiler)}
+    versions = timing.machine() | {compiler: importlib.metadata.version(compiler)}
     if target not in TPU:
-        found["instructions"] = "SASS" if tool("nvdisasm") else "PTX"
-    del found["device"], found["platform"]  # the target was not there
-    return ", ".join(f"{name} {value}" for name, value in found.items())
+        versions["instructions"] = "SASS" if tool("nvdisasm") else "PTX"
+    del versions["device"], versions["platform"]  # the target was not there
+    return ", ".join(f"{name} {value}" for name, value in versions.items())

@@ -3,9 +3,9 @@
     pip install torch torch-lr-finder lightning fastai scikit-learn
     python benchmarks/record_lr_finders.py
 
-The finders are torch-lr-finder, Lightning's tuner and fastai's `Learner.lr_find`, each
-with its own smoothing, stopping rule and suggestions, on the CPU in float32. Each run
-is repeated in a plain loop, to be sure which batch and which rate each update used.
+The finders are torch-lr-finder, Lightning's tuner and fastai's `Learner.lr_find`. Each
+has its own smoothing, stopping rule and suggestions, and runs on the CPU in float32.
+Each run is repeated in a plain loop, to be sure which batch and rate each update used.
 Writes tests/data/lr_finders.json.
 """
 
@@ -44,7 +44,7 @@ IMAGES = 1200
 BATCH = 100
 HIDDEN = 32
 ITERATIONS = 100
-FIRST_RATE = 0.1  # in the optimizer before the finder starts, to see it put back
+FIRST_RATE = 0.1  # in the optimizer before the finder starts, to see if it is restored
 
 Change = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -94,7 +94,7 @@ def network() -> nn.Sequential:
 
 
 class Training:
-    """The model and its optimizer, keeping the losses seen and the rates used."""
+    """The model and its optimizer. It records the losses and the rates used."""
 
     def __init__(self, name: str, change: Change = change_nothing) -> None:
         make, options, self.low, self.high = OPTIMIZERS[name]
@@ -115,7 +115,7 @@ class Training:
         self.set_rates.append(float(optimizer.param_groups[0]["lr"]))
 
     def left_behind(self) -> dict[str, Any]:
-        """How the model and the optimizer differ from those before the run."""
+        """Returns how the model and the optimizer differ from those before the run."""
         pairs = zip(self.model.parameters(), network().parameters(), strict=True)
         state = self.optimizer.state_dict()["state"]
         return {
@@ -144,7 +144,7 @@ Report = tuple[list[float], list[float], dict[str, Any]]  # rates, losses, sugge
 
 
 def suggestion(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The rate suggested, or the error raised instead, as text."""
+    """Returns the suggested rate, or as text the error raised instead."""
     try:
         rate = function(*arguments)
     except Exception as error:
@@ -209,7 +209,7 @@ def lr_find(learner: Learner, training: Training, function: Any) -> float:
 
 def fastai_learner(name: str, change: Change) -> tuple[Training, Report]:
     suggestions = {}
-    for kind, function in FASTAI.items():  # apart, since any of them can fail
+    for rule, function in FASTAI.items():  # one by one, since each can fail
         training = Training(name, change)
         with tempfile.TemporaryDirectory() as folder:
             learner = Learner(
@@ -220,7 +220,7 @@ def fastai_learner(name: str, change: Change) -> tuple[Training, Report]:
                 lr=FIRST_RATE,
                 path=folder,
             )
-            suggestions[kind] = suggestion(lr_find, learner, training, function)
+            suggestions[rule] = suggestion(lr_find, learner, training, function)
     losses = [float(loss) for loss in learner.recorder.losses]
     return training, (list(learner.recorder.lrs), losses, suggestions)
 
@@ -273,7 +273,7 @@ def record_loss(finder: str, change: Change) -> dict[str, Any]:
 
 
 def suggested(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
-    """What each suggestion rule makes of a history that no training produced."""
+    """Returns what each rule suggests for a history that no training produced."""
     first = LRFinder(network(), Training("sgd").optimizer, None)
     first.history = {"lr": rates.tolist(), "loss": losses.tolist()}
     second = _LRFinder("exponential", rates[0], rates[-1], len(rates))
@@ -283,16 +283,16 @@ def suggested(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
         "torch-lr-finder steepest": steepest(first),
         "lightning suggestion": second.suggestion(),
     }
-    for kind, function in FASTAI.items():
-        found[f"fastai {kind}"] = float(function(*third)[0])
+    for rule, function in FASTAI.items():
+        found[f"fastai {rule}"] = float(function(*third)[0])
     return {name: int(np.abs(rates - rate).argmin()) for name, rate in found.items()}
 
 
 def record_slopes() -> dict[str, Any]:
-    """The index suggested where the loss drops twice, from step 20 and from step 80.
+    """Returns the index suggested if the loss drops twice, from steps 20 and 80.
 
-    A slope against the index picks the larger drop in both histories, one against the
-    rate always the first drop, and one against the log of the rate the second.
+    A slope against the index picks the larger drop in both histories. A slope against
+    the rate always picks the first drop, one against the log of the rate the second.
     """
     early = np.zeros(100)
     early[20:25], early[80:85] = 0.3, 0.2

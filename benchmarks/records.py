@@ -1,13 +1,13 @@
-"""JSON with one record a line, so that a diff is short and shows which one changed."""
+"""JSON with one record per line, so that a diff shows which record has changed."""
 
 import json
 from typing import Any
 
 
 def dumps(value: Any, levels: int = 2, margin: str = "\n") -> str:
-    """Returns JSON in which the outer `levels` of containers are taken apart.
+    """Returns JSON in which each item of the outer `levels` of containers has a line.
 
-    Each of their items gets a line. A container of plain values is never taken apart.
+    A container of plain values stays on one line.
     """
     items = list(value.values()) if isinstance(value, dict) else value
     nested = isinstance(items, list) and any(isinstance(i, dict | list) for i in items)

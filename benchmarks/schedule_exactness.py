@@ -3,18 +3,18 @@
     python benchmarks/schedule_exactness.py           # about 10 minutes on 2 CPU cores
     python benchmarks/schedule_exactness.py --most 100
 
-Each schedule is compiled with each length T as a constant, as in a training script, and
-called at 0, 1, and T - 1, T, T + 1 for the first multiples of T. Counted are the T with
+Each schedule is compiled with each length T as a constant, as in a training script. It
+is called at 0, at 1, and at, just before and just after the first multiples of T. The
+table counts the lengths T with
 
-  NaN    a value that is none
-  ends   a value at or after the end, or at 0, or at a peak, that is not the number that
-         was passed
+  NaN    a value that is NaN
+  ends   a value at 0, at a peak, at the end or after it that is not the number passed
   below  a value below the end or base
   late   an error of more than a thousandth of the largest value: a stair, a cycle or a
          restart on the wrong step
   jit    a value that differs from the one without jit by more than 4 ulp of the largest
 
-The second table is the relative error far out. Writes
+The second table has the relative errors at large counts. Writes
 benchmarks/results/<device>-schedule_exactness.json.
 """
 
@@ -74,7 +74,7 @@ def warmup_cosine(steps: int, count: np.ndarray) -> np.ndarray:
 
 
 def smith(steps: int) -> optax.Schedule:
-    """The formula of the paper, as it is usually written down."""
+    """Returns the formula of the paper, as it is usually written."""
 
     def schedule(count: jax.Array) -> jax.Array:
         count = count.astype(float)
@@ -194,13 +194,13 @@ ROWS = [
 
 
 def faults(row: Row, most: int) -> dict[str, list[int]]:
-    """The lengths with each of the faults."""
+    """Returns the lengths that have each of the faults."""
     found: dict[str, list[int]] = {fault: [] for fault in FAULTS}
     for first in range(1, most + 1, CHUNK):
         lengths = range(first, min(first + CHUNK, most + 1))
-        made = [row.make(steps) for steps in lengths]
+        functions = [row.make(steps) for steps in lengths]
         counts = np.array([near_multiples(steps) for steps in lengths])
-        together = functools.partial(call_all, made)
+        together = functools.partial(call_all, functions)
         jitted = np.asarray(jax.jit(together)(jnp.asarray(counts)), np.float32)
         eager = np.asarray(together(jnp.asarray(counts)), np.float32)
         for steps, count, value, plain in zip(
@@ -225,8 +225,9 @@ def faults(row: Row, most: int) -> dict[str, list[int]]:
     return found
 
 
-def call_all(made: list[optax.Schedule], counts: jax.Array) -> jax.Array:
-    return jnp.stack([make(count) for make, count in zip(made, counts, strict=True)])
+def call_all(functions: list[optax.Schedule], counts: jax.Array) -> jax.Array:
+    pairs = zip(functions, counts, strict=True)
+    return jnp.stack([schedule(count) for schedule, count in pairs])
 
 
 def near_multiples(steps: int) -> list[int]:
@@ -298,7 +299,7 @@ def main() -> None:
             fault: {"number": len(lengths), "first": lengths[:10]}
             for fault, lengths in found.items()
         }
-    print("\nRelative error far out, under jit:\n")
+    print("\nRelative error at large counts, under jit:\n")
     for far in FAR:
         value = float(jax.jit(far.schedule)(jnp.int32(far.count)))
         expected = far.formula(far.count)

@@ -19,7 +19,7 @@ import lrd_optax
 
 
 def bernoulli_dropout(keep_prob: float) -> optax.GradientTransformation:
-    """The plain way: one `jax.random.bernoulli` mask a leaf."""
+    """Learning Rate Dropout by one `jax.random.bernoulli` mask per leaf."""
 
     def init(params):
         return jax.random.key(0)
@@ -37,7 +37,7 @@ def bernoulli_dropout(keep_prob: float) -> optax.GradientTransformation:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Every optimizer, dtype and tree against ours and against bernoulli."""
+    """Times every optimizer, dtype and tree, alone, with ours and with bernoulli."""
     rows = []
     print(timing.HEADER)
     for tree in args.trees:
@@ -68,7 +68,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def shapes_of(parameters: int, leaves: int) -> timing.Shapes:
-    """`leaves` leaves of about equal size, in shapes that differ: 2-D and 1-D."""
+    """Returns `leaves` shapes of about equal size: 2-D and 1-D, in different widths."""
     size = parameters // leaves
     widths = (64, 96, 128, 192, 256, 384, 512, 768)
     shapes: timing.Shapes = []
@@ -80,7 +80,7 @@ def shapes_of(parameters: int, leaves: int) -> timing.Shapes:
 
 
 def scale(args: argparse.Namespace) -> None:
-    """Adam, float32: time a parameter as the model grows, compile time as leaves do."""
+    """Times Adam in float32, per parameter, as the model and then the tree grows."""
     rows = []
     sizes = [(n * 10**6, 30) for n in (1, 3, 10, 30, 100, 300)]
     counts = [(10**7, n) for n in (10, 30, 100, 300, 1000)]
@@ -117,7 +117,7 @@ def scale(args: argparse.Namespace) -> None:
 
 
 def small(args: argparse.Namespace) -> None:
-    """Plain SGD on leaves of (3, 4): compiling many of them, and 50 without jit."""
+    """Compiles plain SGD on many leaves of (3, 4), and times 50 of them without jit."""
     drop, rows = lrd_optax.learning_rate_dropout(0.5, key=0), []
     print(timing.HEADER)
     for leaves in (250, 500, 1000, 2000):
@@ -129,8 +129,8 @@ def small(args: argparse.Namespace) -> None:
             rows.append({"leaves": leaves, "variant": variant} | cost._asdict())
     ratio = timing.without_jit(optax.sgd(1e-3), drop, [(3, 4)] * 50)
     print(f"50 leaves without jit, update and apply: {ratio:.2f}")
-    written = {"rows": rows, "without_jit_ratio": ratio}
-    print("written:", timing.write("step_cost_small", written))
+    results = {"rows": rows, "without_jit_ratio": ratio}
+    print("written:", timing.write("step_cost_small", results))
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Times whole optimizer steps against each other, fairly, in one run.
 
-All variants work on one set of buffers, which are donated: parameters, the state of
-the base optimizer, and one fixed gradient. In every round each variant runs in a new
-random order, one untimed step before the timed ones, so that none always inherits the
-caches of the same other one. Ratios are taken within a round.
+All variants work on one set of buffers: parameters and the state of the base optimizer,
+which are donated, and one fixed gradient. In every round the variants run in a new
+random order, so that none always inherits the caches of the same other one. Each runs
+one untimed step before the timed ones. Ratios are taken within a round.
 """
 
 import gc
@@ -28,13 +28,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Cost(NamedTuple):
-    """What one variant costs beside the base optimizer (the first variant)."""
+    """What one variant costs, compared with the base optimizer (the first variant)."""
 
-    milliseconds: float  # a step, median
+    milliseconds: float  # per step, median
     ratio: float  # to the base, median over the rounds
     low: float  # quartiles of that ratio
     high: float
-    bytes_a_parameter: float  # temporary memory above the base's
+    bytes_a_parameter: float  # temporary memory beyond that of the base
     compile_seconds: float  # trace, lower and compile, from empty caches
     compile_ratio: float
 
@@ -88,9 +88,9 @@ def parameters(shapes: Shapes) -> int:
 def compile_step(
     tx: optax.GradientTransformation, *arguments: Any
 ) -> tuple[Any, Any, float]:
-    """Returns update and apply, lowered and compiled, and the seconds that both took.
+    """Returns a step, lowered and compiled, and the seconds that both took.
 
-    From empty caches, and with parameters and state donated.
+    It starts from empty caches. The step donates the parameters and the state.
     """
 
     def step(params, state, gradient):
@@ -98,7 +98,7 @@ def compile_step(
         return optax.apply_updates(params, updates), state
 
     jax.clear_caches()
-    gc.collect()  # what the variant before leaves behind is not this one's time
+    gc.collect()  # so that this is not part of the time of the next variant
     start = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments)
     compiled = lowered.compile()
@@ -137,8 +137,8 @@ def measure(
         for name in names:
             tx = optax.chain(base, variants[name])
             state = base_state, states[name]
-            _, steps[name], taken = compile_step(tx, params, state, gradient)
-            seconds[name].append(taken)
+            _, steps[name], elapsed = compile_step(tx, params, state, gradient)
+            seconds[name].append(elapsed)
 
     def run(name: str, times: int) -> float:
         nonlocal params, base_state
@@ -151,7 +151,7 @@ def measure(
         return (time.perf_counter() - start) / times
 
     run("base", 1)
-    # At least 20 ms a sample, so that the clock and the dispatch do not matter.
+    # At least 20 ms per sample, so that the clock and the dispatch do not matter.
     repeats = max(1, min(200, int(0.02 / run("base", 3)) + 1))
     samples: list[dict[str, float]] = []
     for number in range(rounds):
@@ -187,14 +187,14 @@ def without_jit(
     shapes: Shapes,
     rounds: int = 31,
 ) -> float:
-    """Returns what a step without jit takes with `drop`, as a ratio to one without."""
+    """Returns the time of a step with `drop` over that without, both without jit."""
     params = [jnp.ones(shape) for shape in shapes]
     transforms = base, optax.chain(base, drop)
     states = [tx.init(params) for tx in transforms]
 
-    def run(which: int) -> float:
+    def run(index: int) -> float:
         start = time.perf_counter()
-        updates, states[which] = transforms[which].update(params, states[which], params)
+        updates, states[index] = transforms[index].update(params, states[index], params)
         jax.block_until_ready(optax.apply_updates(params, updates))
         return time.perf_counter() - start
 
@@ -224,7 +224,7 @@ def row(title: str, cost: Cost) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers came from."""
+    """Returns the device and the versions that the numbers come from."""
     device = jax.devices()[0]
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
@@ -241,10 +241,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(what: str, results: dict[str, Any]) -> Path:
-    """Writes `results` under the name of the device."""
+def write(name: str, results: dict[str, Any]) -> Path:
+    """Writes `results` to a file named after the device, and returns its path."""
     device = re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower())
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{device}-{what}.json"
+    path = RESULTS / f"{device}-{name}.json"
     path.write_text(records.dumps({"machine": machine(), **results}) + "\n")
     return path

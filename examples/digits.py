@@ -6,9 +6,10 @@
 
 A small Flax NNX CNN is trained with the five optimizers of the paper, each in three
 arms: "dense" (the plain optimizer), "control" (dense at keep_prob x the learning rate)
-and "LRD". LRD shrinks the mean step by keep_prob, so only a gain over the control too
-is more than that of a smaller step. All seeds of an arm train at once, by `vmap`. The
-arms of one seed share its initial weights and its batches: differences are paired.
+and "LRD". LRD shrinks the mean step by keep_prob. So a gain over the dense arm may come
+from a smaller step alone, unless it is a gain over the control too. All seeds of an arm
+train at once, by `vmap`. The arms of one seed share its initial weights and its
+batches, so differences are paired by seed.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from sklearn.model_selection import train_test_split
 import lrd_optax
 
 TRAIN_SIZE, BATCH = 1200, 100
-# The rates did best with the dense arm on a quarter of the training set, held out.
+# These rates did best with the dense arm on a held-out quarter of the training set.
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     "sgdm": (lambda rate: optax.sgd(rate, momentum=0.9), 0.2),
     "rmsprop": (lambda rate: optax.rmsprop(rate, decay=0.99), 0.005),
@@ -47,7 +48,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]]
     "amsgrad": (optax.amsgrad, 0.03),
     "radam": (optax.radam, 0.08),
 }
-STYLES = {  # colours of Okabe and Ito
+STYLES = {  # colors of Okabe and Ito
     "dense": {"color": "#0072B2", "linestyle": "-"},
     "control": {"color": "#009E73", "linestyle": "--"},
     "LRD": {"color": "#D55E00", "linestyle": "-"},
@@ -69,11 +70,11 @@ class Arm(NamedTuple):
 class Curves(NamedTuple):
     accuracy: np.ndarray  # on the test set, per cent, [epochs, seeds]
     loss: np.ndarray  # training loss, mean of the epoch's steps, [epochs, seeds]
-    ms_a_step: float  # one step of all seeds together
+    ms_per_step: float  # one step of all seeds together
 
 
 class Result(NamedTuple):
-    """An arm's numbers: means over the seeds, half widths of 95 % intervals."""
+    """The results of an arm: means over the seeds, half widths of 95 % intervals."""
 
     optimizer: str
     kind: str
@@ -89,8 +90,8 @@ class Result(NamedTuple):
 class CNN(nnx.Module):
     """A 3x3 convolution, a 2x2 one with stride 2, a dense head: 5,082 parameters.
 
-    Under `vmap` over weights a convolution becomes a grouped one, which XLA runs more
-    than ten times slower on a CPU than what is done here: patches times a matrix.
+    Under `vmap` over weights a convolution becomes a grouped one. On a CPU, XLA runs
+    that more than ten times slower than the product of patches and a matrix used here.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -150,8 +151,8 @@ def train(arms: list[Arm], seeds: int, epochs: int, keep_prob: float) -> list[Cu
     @jax.jit
     @jax.vmap
     def accuracy(params):
-        guess = nnx.merge(graph, params)(test_x).argmax(-1)
-        return 100 * (guess == test_y).mean()
+        predictions = nnx.merge(graph, params)(test_x).argmax(-1)
+        return 100 * (predictions == test_y).mean()
 
     def loss_of(params, batch):
         logits, labels = nnx.merge(graph, params)(train_x[batch]), train_y[batch]
@@ -170,8 +171,8 @@ def train(arms: list[Arm], seeds: int, epochs: int, keep_prob: float) -> list[Cu
             carry, losses = jax.lax.scan(step, carry, order)
             return carry, losses.mean()
 
-        of_all_seeds = jax.vmap(epoch, in_axes=(0, 0, 0, None))
-        return jax.jit(of_all_seeds, donate_argnums=0).lower(*args).compile()
+        all_seeds = jax.vmap(epoch, in_axes=(0, 0, 0, None))
+        return jax.jit(all_seeds, donate_argnums=0).lower(*args).compile()
 
     def train_arm(arm, on_epoch):
         def initial_state(params, key):
@@ -179,22 +180,22 @@ def train(arms: list[Arm], seeds: int, epochs: int, keep_prob: float) -> list[Cu
 
         rate, params = jnp.float32(arm.rate), initial_params(init_keys)
         carry = params, jax.vmap(initial_state)(params, mask_keys)
-        program = arm.optimizer, arm.kind == "LRD"  # the rate is an argument
+        program = arm.optimizer, arm.kind == "LRD"  # not the rate, which is an argument
         if program not in programs:
             programs[program] = compile_epoch(arm, carry, orders[0], mask_keys, rate)
         accuracies, losses, seconds = [], [], []
         for order in orders:
             start = time.perf_counter()
             carry, loss = programs[program](carry, order, mask_keys, rate)
-            losses.append(np.asarray(loss))  # waits until it is there
+            losses.append(np.asarray(loss))  # waits for the result
             seconds.append(time.perf_counter() - start)
             accuracies.append(np.asarray(accuracy(carry[0])))
             on_epoch()
-        ms_a_step = 1e3 * float(np.median(seconds)) / (TRAIN_SIZE // BATCH)
-        return Curves(np.stack(accuracies), np.stack(losses), ms_a_step)
+        ms_per_step = 1e3 * float(np.median(seconds)) / (TRAIN_SIZE // BATCH)
+        return Curves(np.stack(accuracies), np.stack(losses), ms_per_step)
 
     programs: dict[tuple[str, bool], Callable] = {}
-    # On stderr: stdout can go to a file and hold the table alone.
+    # On stderr, so that stdout can go to a file and hold the table alone.
     columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=len(arms) * epochs)
@@ -212,7 +213,7 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(-1), stats.t.ppf(0.975, seeds - 1) * error
 
 
-def summarise(arms: list[Arm], curves: list[Curves]) -> list[Result]:
+def summarize(arms: list[Arm], curves: list[Curves]) -> list[Result]:
     pairs = list(zip(arms, curves, strict=True))
     lrd = {arm.optimizer: c.accuracy[-1] for arm, c in pairs if arm.kind == "LRD"}
     results = []
@@ -220,7 +221,7 @@ def summarise(arms: list[Arm], curves: list[Curves]) -> list[Result]:
         mean, half = interval(c.accuracy)
         gain, gain_half = interval(lrd[arm.optimizer] - c.accuracy[-1])
         loss = c.loss.mean(-1).tolist()
-        numbers = mean.tolist(), half.tolist(), loss, c.ms_a_step, float(gain)
+        numbers = mean.tolist(), half.tolist(), loss, c.ms_per_step, float(gain)
         results.append(Result(*arm, *numbers, float(gain_half)))
     return results
 
@@ -257,7 +258,7 @@ def verdict(results: list[Result]) -> str:
         if abs(r.lrd_minus_this) > r.lrd_minus_this_half_width
     ]
     return (
-        f"LRD is {', '.join(clear) or 'nowhere told apart from the other arms'}: "
+        f"LRD is {', '.join(clear) or 'not clearly different from the other arms'}: "
         f"{len(clear)} of {len(others)} intervals of LRD-this exclude 0"
         f" (chance alone gives about {len(others) * 0.05:.2g})."
     )
@@ -284,7 +285,7 @@ def draw(results: list[Result], path: Path) -> None:
     final = [100 - r.accuracy_percent[-1] for r in results]
     for name, panel in panels.items():
         panel.set(title=name, xlabel="epoch", ylabel="test error (%)", yscale="log")
-        # The errors of the first epochs, up to 90 %, would flatten all that follows.
+        # The errors of the first epochs, up to 90 %, would flatten all later ones.
         panel.set_ylim(0.7 * min(final), max(15, 1.3 * max(final)))
         panel.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
         panel.yaxis.set_major_formatter("{x:g}")
@@ -331,17 +332,17 @@ def parse_options() -> argparse.Namespace:
     names, folder = list(OPTIMIZERS), Path("results/digits")
     rates = ", ".join(f"{name}={rate:g}" for name, (_, rate) in OPTIMIZERS.items())
     rates = f"OPTIMIZER=RATE, default: {rates}"
-    of = f"of {', '.join(names)}; default: all"
+    choices = f"any of {', '.join(names)}; default: all"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add, some = parser.add_argument, {"nargs": "+", "metavar": "X"}
-    add("--optimizers", choices=names, default=names, help=of, **some)
-    add("--learning-rates", type=learning_rate, default=[], help=rates, **some)
-    add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
+    add, several = parser.add_argument, {"nargs": "+", "metavar": "X"}
+    add("--optimizers", choices=names, default=names, help=choices, **several)
+    add("--learning-rates", type=learning_rate, default=[], help=rates, **several)
+    add("--keep-prob", type=float, default=0.5, help="for LRD, default: 0.5")
     add("--seeds", type=int, help="default: 16, with --quick 4")
     add("--epochs", type=int, help="default: 30, with --quick 6")
-    add("--no-control", action="store_true", help="leave out dense at keep_prob x rate")
-    add("--quick", action="store_true", help="few seeds and epochs: a look, no finding")
-    add("--output", type=Path, default=folder, help=f"folder, default: {folder}")
+    add("--no-control", action="store_true", help="leave out the control arm")
+    add("--quick", action="store_true", help="few seeds and epochs, for a first look")
+    add("--output", type=Path, default=folder, help=f"output folder, default: {folder}")
     options = parser.parse_args()
     defaults = (4, 6) if options.quick else (16, 30)
     options.seeds = defaults[0] if options.seeds is None else options.seeds
@@ -365,17 +366,17 @@ def main() -> None:
             arms.append(Arm(name, "control", rates[name] * options.keep_prob))
         arms.append(Arm(name, "LRD", rates[name]))
     config = {name: getattr(options, name) for name in ("seeds", "epochs", "keep_prob")}
-    results = summarise(arms, train(arms, **config))
+    results = summarize(arms, train(arms, **config))
     write_json(results, config, options.output / "digits.json")
     draw(results, options.output / "digits.png")
     console = Console(highlight=False)
     console.print(make_table(results))
     console.print(
-        "control is dense at keep_prob x the rate, the mean step of LRD; ± is a 95 %"
-        f" interval over {options.seeds} seeds; accuracy is on the test set;"
-        " LRD-this is the accuracy of LRD minus this arm's, paired by seed; train loss"
-        f" is the mean of the last epoch; ms/step is one step of all {options.seeds}"
-        f" seeds together, {BATCH} images each, without compilation."
+        "control is dense at keep_prob x the rate, which gives the mean step of LRD;"
+        f" ± is a 95 % interval over {options.seeds} seeds; accuracy is on the test"
+        " set; LRD-this is the accuracy of LRD minus this arm's, paired by seed; train"
+        f" loss is the mean of the last epoch; ms/step is one step of all"
+        f" {options.seeds} seeds together, {BATCH} images each, without compilation."
     )
     console.print(
         f"\n{verdict(results)}\n\nWrote {options.output}/digits.png and .json"

@@ -3,15 +3,16 @@ r"""Learning Rate Dropout (LRD) in several processes, which all draw the same ma
     python examples/multi_process.py --num-processes 1
     python examples/multi_process.py --num-processes 2    # the same line of masks
 
-starts that many processes on this machine, with four CPU devices in all. On a cluster
-it is started once a host, on devices of any kind, in a number that divides 96:
+This starts that many processes on this machine, with four CPU devices in all. On a
+cluster, start it once per host. The devices may be of any kind, but their number must
+divide 96:
 
     python examples/multi_process.py --num-processes 8 --process-id 3 \
         --coordinator first-host:1234
 
 The batch is split over all devices, and so are parameters, optimizer state and masks
 (fully sharded data parallelism). A mask depends on the key and on the indices in the
-global array, and not on who holds which shard: nothing is sent for it.
+global array, not on which process holds which shard. So nothing is sent for it.
 """
 
 import argparse
@@ -37,7 +38,7 @@ import lrd_optax
 STEPS, BATCH, LOCAL_DEVICES = 20, 96, 4
 
 # jax.distributed.initialize() has to come before the first array. With an int key the
-# optimizer makes none until its init, so that it can be built anywhere, as here.
+# optimizer makes no array before its init, so it can be built anywhere, as here.
 optimizer = optax.chain(optax.adam(1e-2), lrd_optax.learning_rate_dropout(0.5, key=0))
 
 
@@ -63,13 +64,14 @@ def train_step(state, images, labels):
     params, opt_state = state
     loss, grads = jax.value_and_grad(loss_of)(params, images, labels)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    # With tanh, and no pixel that is always 0, no gradient is 0: only what is dropped.
+    # With tanh, and no pixel that is always 0, no gradient is 0. So an update of 0
+    # has been dropped.
     masks = jax.tree.map(lambda update: update != 0, updates)
     return (optax.apply_updates(params, updates), opt_state), loss, masks
 
 
 def train(mesh: Mesh) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
-    """Returns parameters, masks of all steps, and the last loss, in every process."""
+    """Returns the parameters, the masks of all steps, and the last loss."""
     split = NamedSharding(mesh, PartitionSpec("data"))
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -87,7 +89,7 @@ def train(mesh: Mesh) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], flo
     x, y = (x / 16 - 0.5).astype(np.float32), y.astype(np.int32)
     masks = []
     for number in range(STEPS):
-        # Every process draws the whole batch and keeps what is its own.
+        # Every process draws the whole batch and keeps its own part.
         batch = np.random.default_rng(number).integers(len(x), size=BATCH)
         state, loss, mask = step(state, spread(x[batch]), spread(y[batch]))
         masks.append(multihost_utils.process_allgather(mask, tiled=True))
@@ -96,7 +98,7 @@ def train(mesh: Mesh) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], flo
 
 
 def start_processes(number: int) -> None:
-    """Runs this script `number` times, and stops all when one fails."""
+    """Runs this script in `number` processes, and stops them all if one fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
@@ -123,20 +125,20 @@ def start_processes(number: int) -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--num-processes", type=int, default=2, help="in all, default: 2")
-    add("--process-id", type=int, help="of this one, from 0; default: start them all")
+    add("--num-processes", type=int, default=2, help="number of processes, default: 2")
+    add("--process-id", type=int, help="of this process, from 0; default: start all")
     add("--coordinator", help="HOST:PORT of process 0, with --process-id")
-    add("--out", type=Path, help="file .npz for the parameters and the masks")
+    add("--out", type=Path, help=".npz file for the parameters and the masks")
     options = parser.parse_args()
-    number, own = options.num_processes, options.process_id
-    if (own is None) != (options.coordinator is None):
+    number, process_id = options.num_processes, options.process_id
+    if (process_id is None) != (options.coordinator is None):
         parser.error("--process-id and --coordinator go together")
-    if own is not None and not re.fullmatch(r".+:\d+", options.coordinator):
+    if process_id is not None and not re.fullmatch(r".+:\d+", options.coordinator):
         parser.error(f"--coordinator must be HOST:PORT, got {options.coordinator}")
-    if own is None and number not in (1, 2, 4):
+    if process_id is None and number not in (1, 2, 4):
         parser.error(f"--num-processes must be 1, 2 or 4 on one machine, got {number}")
-    if own is not None and not 0 <= own < number:
-        parser.error(f"--process-id must be from 0 to {number - 1}, got {own}")
+    if process_id is not None and not 0 <= process_id < number:
+        parser.error(f"--process-id must be from 0 to {number - 1}, got {process_id}")
     if options.out and not options.out.parent.is_dir():
         parser.error(f"--out must be in a folder that exists, got {options.out}")
     return options

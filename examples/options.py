@@ -10,7 +10,7 @@ def check_keep_prob(parser: argparse.ArgumentParser, value: float) -> None:
 
 
 def make_folder(parser: argparse.ArgumentParser, path: Path) -> None:
-    """Makes the folder of --output: now, and not after an hour of training."""
+    """Makes the folder for --output now, to fail before an hour of training."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,11 +5,15 @@
     python examples/range_test.py --optimizer adam --keep-prob 0.3
 
 The test runs from the initial weights of every seed at once, with and without Learning
-Rate Dropout (LRD). Then the CNN of examples/digits.py is trained with each: at the
-fixed rate where the loss fell fastest; with cyclical learning rates (CLR) between the
-bounds that the curve suggests; at the fixed rate that is the mean of the cycle, since
-only a gain over that too is more than that of another rate; and at the fixed rate of
-examples/digits.py, which many trainings without LRD have found in place of one test.
+Rate Dropout (LRD). Then the CNN of examples/digits.py is trained, also with and without
+LRD, by four schedules:
+
+- the fixed rate where the loss fell fastest;
+- cyclical learning rates (CLR) between the bounds that the curve suggests;
+- the fixed rate that is the mean of the cycle. CLR has to beat this too: a gain over
+  another rate may come from the rate alone;
+- the fixed rate of examples/digits.py, found by many trainings without LRD instead of
+  by one test.
 """
 
 import argparse
@@ -64,7 +68,7 @@ class Result(NamedTuple):
 
 
 def setup(seeds: int) -> dict[str, Any]:
-    """The data, and the weights and the keys of all seeds."""
+    """Returns the loss, the accuracy, and the weights and mask keys of all seeds."""
     train_x, test_x, train_y, test_y = map(jnp.asarray, digits.load_data())
     graph, _ = nnx.split(nnx.eval_shape(lambda: digits.CNN(nnx.Rngs(0))))
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
@@ -75,8 +79,8 @@ def setup(seeds: int) -> dict[str, Any]:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def accuracy(params):
-        guess = nnx.merge(graph, params)(test_x).argmax(-1)
-        return 100 * (guess == test_y).mean()
+        predictions = nnx.merge(graph, params)(test_x).argmax(-1)
+        return 100 * (predictions == test_y).mean()
 
     def initial_params(key):
         return nnx.state(digits.CNN(nnx.Rngs(key)), nnx.Param)
@@ -97,10 +101,10 @@ def optimizer(name: str, kind: str, rate: Any, keep_prob: float, key: jax.Array)
     return digits.make_optimizer(digits.Arm(name, kind, rate), rate, keep_prob, key)
 
 
-def test_range(of, orders, name: str, kind: str, keep_prob: float, steps: int):
+def test_range(task, orders, name: str, kind: str, keep_prob: float, steps: int):
     def one_seed(params, key, order):
         return lrd_optax.lr_range_test(
-            of["loss_fn"],
+            task["loss_fn"],
             params,
             order.reshape(-1, digits.BATCH),
             lambda rate: optimizer(name, kind, rate, keep_prob, key),
@@ -108,7 +112,7 @@ def test_range(of, orders, name: str, kind: str, keep_prob: float, steps: int):
             **RANGE,
         )
 
-    return jax.vmap(one_seed)(of["params"], of["mask_keys"], orders)
+    return jax.vmap(one_seed)(task["params"], task["mask_keys"], orders)
 
 
 def suggest(result: lrd_optax.RangeTestResult) -> Suggestion:
@@ -117,7 +121,7 @@ def suggest(result: lrd_optax.RangeTestResult) -> Suggestion:
     return Suggestion(*rates, *lrd_optax.suggest_cycle(result))
 
 
-def train(of, orders, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
+def train(task, orders, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
     """Returns the test accuracy after each epoch, [seeds, epochs]."""
 
     def one_seed(params, key, order):
@@ -125,39 +129,39 @@ def train(of, orders, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
 
         def step(carry, batch):
             params, state = carry
-            grads = jax.grad(of["loss_fn"])(params, batch)
+            grads = jax.grad(task["loss_fn"])(params, batch)
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         def epoch(carry, batches):
             carry, _ = jax.lax.scan(step, carry, batches)
-            return carry, of["accuracy"](carry[0])
+            return carry, task["accuracy"](carry[0])
 
         return jax.lax.scan(epoch, (params, tx.init(params)), order)[1]
 
-    trained = jax.jit(jax.vmap(one_seed))(of["params"], of["mask_keys"], orders)
-    return np.asarray(trained)
+    accuracies = jax.jit(jax.vmap(one_seed))(task["params"], task["mask_keys"], orders)
+    return np.asarray(accuracies)
 
 
-def make_arms(name: str, kind: str, found: Suggestion, steps: int) -> list[Arm]:
-    cycle = schedules.cyclical(found.base, found.peak, steps // (2 * CYCLES))
-    mean = (found.base + found.peak) / 2
+def make_arms(name: str, kind: str, suggestion: Suggestion, steps: int) -> list[Arm]:
+    cycle = schedules.cyclical(suggestion.base, suggestion.peak, steps // (2 * CYCLES))
+    mean = (suggestion.base + suggestion.peak) / 2
     return [
-        Arm(kind, "fixed, steepest", found.steepest),
+        Arm(kind, "fixed, steepest", suggestion.steepest),
         Arm(kind, "fixed, mean of CLR", mean),
         Arm(kind, "CLR", cycle),
         Arm(kind, "fixed, tuned for dense", digits.OPTIMIZERS[name][1]),
     ]
 
 
-def summarise(
-    arms: list[Arm], accuracies: list[np.ndarray], found: dict[str, Suggestion]
+def summarize(
+    arms: list[Arm], accuracies: list[np.ndarray], suggestions: dict[str, Suggestion]
 ) -> list[Result]:
     results = []
     for arm, accuracy in zip(arms, accuracies, strict=True):
         mean, half = digits.interval(accuracy.T)
         gain, gain_half = digits.interval(accuracy[:, -1] - accuracies[0][:, -1])
-        cycle = found[arm.kind]
+        cycle = suggestions[arm.kind]
         rate = f"{cycle.base:.2g} to {cycle.peak:.2g}"
         if not callable(arm.rate):
             rate = f"{arm.rate:.2g}"
@@ -166,17 +170,17 @@ def summarise(
     return results
 
 
-def draw(ranges, found: dict[str, Suggestion], arms, accuracies, path: Path) -> None:
+def draw(ranges, suggestions, arms, accuracies, path: Path) -> None:
     figure = Figure(figsize=(9, 8), layout="constrained")
     upper, lower = figure.subplots(2, 2)
     for axes, (kind, result) in zip(upper, ranges.items(), strict=True):
         axes.sharey(upper[0])
-        marks = {"steepest": found[kind].steepest}
-        cycle = found[kind].base, found[kind].peak
+        marks = {"steepest": suggestions[kind].steepest}
+        cycle = suggestions[kind].base, suggestions[kind].peak
         plotting.plot_range_test(result, marks=marks, cycle=cycle, ax=axes)
         axes.set_title(f"range test, {kind}")
     errors = [100 - accuracy for accuracy in accuracies]
-    least, epochs = min(e.mean(0).min() for e in errors), np.arange(errors[0].shape[1])
+    lowest, epochs = min(e.mean(0).min() for e in errors), np.arange(errors[0].shape[1])
     for axes, kind in zip(lower, ranges, strict=True):
         curves = {
             arm.schedule: error
@@ -185,19 +189,19 @@ def draw(ranges, found: dict[str, Suggestion], arms, accuracies, path: Path) -> 
         }
         plotting.plot_learning_curves(curves, steps=epochs + 1, ax=axes)
         axes.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
-        # The errors of the first epochs, up to 90 %, would flatten all that follows.
-        axes.set_ylim(0.8 * least, max(20, 4 * least))
+        # The errors of the first epochs, up to 90 %, would flatten all later ones.
+        axes.set_ylim(0.8 * lowest, max(20, 4 * lowest))
         axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50]))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(f"training, {kind}")
-    # One legend: the lines are the same in both, and hide none of them there.
+    # One legend for both, which have the same lines. Outside of them it hides none.
     title = f"{axes.get_legend().get_title().get_text()}, {len(errors[0])} seeds"
     lines, _ = axes.get_legend_handles_labels()
     for axes in lower:
         axes.get_legend().remove()
-    low = {"loc": "outside lower center", "ncols": 4, "frameon": False}
-    figure.legend(lines, curves, title=title, **low)
+    below = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+    figure.legend(lines, curves, title=title, **below)
     save_picture(figure, path, dpi=100)
 
 
@@ -219,12 +223,12 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--optimizer", choices=names, default="sgdm", help="default: sgdm")
-    add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
+    add("--keep-prob", type=float, default=0.5, help="for LRD, default: 0.5")
     add("--seeds", type=int, help="default: 16, with --quick 4")
     add("--epochs", type=int, help="default: 30, with --quick 6")
-    add("--steps", type=int, default=100, help="of the range test, default: 100")
-    add("--quick", action="store_true", help="few seeds and epochs: a look, no finding")
-    add("--output", type=Path, default=folder, help=f"folder, default: {folder}")
+    add("--steps", type=int, default=100, help="in the range test, default: 100")
+    add("--quick", action="store_true", help="few seeds and epochs, for a first look")
+    add("--output", type=Path, default=folder, help=f"output folder, default: {folder}")
     options = parser.parse_args()
     defaults = (4, 6) if options.quick else (16, 30)
     options.seeds = defaults[0] if options.seeds is None else options.seeds
@@ -244,22 +248,25 @@ def main() -> None:
     name, keep_prob = options.optimizer, options.keep_prob
     batches = digits.TRAIN_SIZE // digits.BATCH
     test_epochs = math.ceil((options.steps + 1) / batches)
-    of, orders = setup(options.seeds), batch_orders(options.seeds, test_epochs)
-    ranges, found = {}, {}
+    task, orders = setup(options.seeds), batch_orders(options.seeds, test_epochs)
+    ranges, suggestions = {}, {}
     for kind in ("dense", "LRD"):
-        ranges[kind] = test_range(of, orders, name, kind, keep_prob, options.steps)
-        found[kind] = suggest(ranges[kind])
-        rates = ", ".join(f"{k} {v:.2g}" for k, v in found[kind]._asdict().items())
-        console.print(f"{name}, {kind}: {rates}")
+        ranges[kind] = test_range(task, orders, name, kind, keep_prob, options.steps)
+        suggestions[kind] = suggest(ranges[kind])
+        rates = suggestions[kind]._asdict().items()
+        listed = ", ".join(f"{method} {rate:.2g}" for method, rate in rates)
+        console.print(f"{name}, {kind}: {listed}")
     orders = batch_orders(options.seeds, options.epochs)
     steps = options.epochs * batches
-    arms = [arm for kind in found for arm in make_arms(name, kind, found[kind], steps)]
+    arms = []
+    for kind, suggestion in suggestions.items():
+        arms += make_arms(name, kind, suggestion, steps)
     accuracies = []
     for arm in arms:
         progress.print(f"training {arm.kind}, {arm.schedule}")
-        accuracies.append(train(of, orders, name, arm, keep_prob))
-    results = summarise(arms, accuracies, found)
-    draw(ranges, found, arms, accuracies, options.output / "range_test.png")
+        accuracies.append(train(task, orders, name, arm, keep_prob))
+    results = summarize(arms, accuracies, suggestions)
+    draw(ranges, suggestions, arms, accuracies, options.output / "range_test.png")
     config = {
         key: getattr(options, key)
         for key in ("optimizer", "seeds", "epochs", "keep_prob", "steps")
@@ -268,7 +275,7 @@ def main() -> None:
         "config": config | RANGE,
         "versions": {key: version(key) for key in ("jax", "jaxlib", "optax", "flax")},
         "device": jax.devices()[0].device_kind,
-        "suggestions": {kind: each._asdict() for kind, each in found.items()},
+        "suggestions": {kind: rates._asdict() for kind, rates in suggestions.items()},
         "results": [r._asdict() for r in results],
     }
     write_report(report, options.output / "range_test.json")

@@ -1,4 +1,4 @@
-"""How the examples write down what they found."""
+"""Writes the results of the examples, as JSON and as pictures."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from PIL import Image  # Matplotlib depends on it
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
-    """Writes JSON with one item a line, and one line for each of the results."""
-    # JSON knows neither the NaN of a run that diverged nor the inf of one that never
-    # arrived: both become null.
+    """Writes JSON with one line per item, and one line per result."""
+    # JSON has neither NaN (a run that diverged) nor infinity (a run that did not
+    # escape): both become null.
     report = json.loads(json.dumps(report), parse_constant=lambda _: None)
     texts = {name: json.dumps(item) for name, item in report.items()}
     rows = ",\n  ".join(map(json.dumps, report["results"]))
@@ -24,7 +24,7 @@ def save_picture(figure: Figure, path: Path, dpi: int) -> None:
     """Saves a PNG of 256 colors, which looks the same in a third of the bytes."""
     figure.savefig(path, dpi=dpi)
     picture = Image.open(path).convert("RGB")
-    # The usual method, the median cut, spoils the colors of thin lines. This one alone
-    # tints light grey; with k-means after it, it does not.
+    # The usual method, the median cut, spoils the colors of thin lines. This method
+    # does not, but it tints light gray unless k-means follows it.
     picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
     picture.save(path, optimize=True)

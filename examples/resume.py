@@ -1,16 +1,16 @@
-"""Training with Learning Rate Dropout (LRD) that goes on where it was killed.
+"""Training with Learning Rate Dropout (LRD) that resumes where it was killed.
 
     python examples/resume.py    # about 20 seconds; press Ctrl-C, or kill it, any time
     python examples/resume.py    # the same again: "resumed at step 420"
 
 However often it is killed, it ends with the parameters of a run that was left alone,
-bit for bit (on the same machine): compare the last lines. `--directory` gives each run
-a place of its own. Two things make it so:
+bit for bit (on the same machine): compare the last lines. Use `--directory` to give
+each run a folder of its own. This works for two reasons:
 
-- All that decides a step is in what is saved. The key of the masks is in the optimizer
+- Everything that decides a step is saved. The key of the masks is in the optimizer
   state, and the batch depends on nothing but the number of the step.
-- Orbax writes a checkpoint under another name, in the background, and renames it when
-  it is complete. What a kill leaves half written is never read.
+- Orbax writes a checkpoint in the background, under another name, and renames it when
+  it is complete. So a checkpoint that a kill left half written is never read.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def load_data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_of(step: int) -> np.ndarray:
-    """Returns which images step number `step` trains on."""
+    """Returns the indices of the images that step number `step` trains on."""
     return np.random.default_rng(step).integers(TRAIN_SIZE, size=BATCH)
 
 
@@ -70,7 +70,7 @@ def train(manager: ocp.CheckpointManager, steps: int, save_every: int) -> None:
     x, y = load_data()
     state, start = initial_state(), manager.latest_step() or 0
     if start:
-        # The fresh state says which shapes, dtypes and shardings to restore to.
+        # The fresh state has the shapes, dtypes and shardings to restore to.
         state = manager.restore(start, args=ocp.args.StandardRestore(state))
     print("resumed" if start else "started", "at step", start, flush=True)
     for step in range(start + 1, steps + 1):
@@ -82,8 +82,8 @@ def train(manager: ocp.CheckpointManager, steps: int, save_every: int) -> None:
         if stop.is_set():
             sys.exit("stopped: the same command goes on from the last checkpoint")
     manager.wait_until_finished()
-    guess = model.apply(state["params"], x[TRAIN_SIZE:]).argmax(-1)
-    print(f"test accuracy {(guess == y[TRAIN_SIZE:]).mean():.2%}")
+    predictions = model.apply(state["params"], x[TRAIN_SIZE:]).argmax(-1)
+    print(f"test accuracy {(predictions == y[TRAIN_SIZE:]).mean():.2%}")
     print("sha256 of the parameters", sha256(state["params"]))
     print("sha256 of the optimizer state", sha256(state["opt_state"]))
 
@@ -97,8 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, folder = parser.add_argument, Path("results/resume")
     add("--directory", type=Path, default=folder, help=f"default: {folder}")
-    add("--steps", type=int, default=1000, help="in all, default: 1000")
-    add("--save-every", type=int, default=10, help="steps, default: 10")
+    add("--steps", type=int, default=1000, help="number of steps in all, default: 1000")
+    add("--save-every", type=int, default=10, help="in steps, default: 10")
     options = parser.parse_args()
     if options.steps < 1 or options.save_every < 1:
         got = f"{options.steps} and {options.save_every}"
@@ -113,7 +113,7 @@ def main() -> None:
         if (manager.latest_step() or 0) > options.steps:
             saved = f"holds step {manager.latest_step()}, which is beyond --steps"
             parser.error(f"{options.directory} {saved} {options.steps}")
-        # Ctrl-C ends after a step: in the middle of a save Orbax would log a traceback.
+        # Ctrl-C stops after a step: during a save, Orbax would log a traceback.
         signal.signal(signal.SIGINT, lambda *_: stop.set())
         train(manager, options.steps, options.save_every)
 

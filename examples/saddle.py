@@ -3,19 +3,20 @@
     python examples/saddle.py               # about 25 seconds on 2 CPU cores
     python examples/saddle.py --runs 2000   # narrower intervals
 
-Gradient descent, momentum and Adam, each in four arms: "dense" (the plain optimizer),
-"control" (dense at keep_prob x the rate, the mean step of LRD), "noise" (dense, with a
-little noise on the gradient, as mini-batches have) and "LRD". Each run has a start and
-a seed of its own; the four arms share them. All runs of an arm go at once, by `vmap`.
+Gradient descent, momentum and Adam run in four arms each: "dense" (the optimizer
+alone), "control" (dense at keep_prob x the rate, the mean step of LRD), "noise" (dense,
+with a little noise on the gradient, as mini-batches have) and "LRD". Each run has its
+own start and seed, which the four arms share. All runs of an arm go at once, by `vmap`.
 
-The loss is a valley, 1/2 s^2, along which two minima lie, 1/4 u^4 - 1/2 u^2 - tilt u,
-and between them a saddle; s and u are the two parameters turned by an angle. Starts at
-a saddle are 0.5 to 1 away along s, which leads into the saddle, and a tiny distance off
-that line, to either side. Starts at a minimum are anywhere in its half of the valley.
+The loss is 1/2 s^2 + 1/4 u^4 - 1/2 u^2 - tilt u, where s and u are the two parameters
+turned by an angle. It is a valley along u, with two minima and a saddle between them.
+The line along s leads into the saddle. Runs at a saddle start 0.5 to 1 away from it
+along this line, and a tiny distance off it, to either side. Runs at a minimum start
+anywhere in its half of the valley.
 
-A run escapes at the first step after which it is beyond the saddle, at a loss below
-halfway from the saddle's to that of the minimum there. LRD drops steps, it adds none:
-where a gradient is 0 it can do nothing.
+A run escapes at the first step after which it is beyond the saddle, at a loss below the
+mean of the losses of the saddle and of the minimum there. LRD drops steps and adds
+none, so where a gradient is 0 it can do nothing.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from lrd_optax import plotting
 
 OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     "gradient descent": (optax.sgd, 0.05),
-    # In the long run the step of gradient descent: 0.005 / (1 - 0.9) = 0.05.
+    # In the long run its step is that of gradient descent: 0.005 / (1 - 0.9) = 0.05.
     "momentum": (lambda rate: optax.sgd(rate, momentum=0.9), 0.005),
     "Adam": (optax.adam, 0.02),
 }
@@ -51,7 +52,7 @@ ARMS = ("dense", "control", "noise", "LRD")
 NOISE = 1e-3  # standard deviation; the gradients at the starts by a saddle are 0.5 to 1
 TILT = 0.2
 DISTANCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-SHOWN, SHOWN_STEPS = 4, 200  # the first runs are drawn, not chosen ones
+SHOWN, SHOWN_STEPS = 4, 200  # the first runs are drawn, none are picked
 
 
 class Problem(NamedTuple):
@@ -80,7 +81,7 @@ SWEEP = tuple(TURNED._replace(distance=distance) for distance in DISTANCES)
 
 
 class Run(NamedTuple):
-    """What tells a run from the others; arrays of all runs."""
+    """What differs between runs. Each field is an array over all runs."""
 
     start: Any
     seed: Any
@@ -89,11 +90,11 @@ class Run(NamedTuple):
     side: Any
     speed: Any
     ridge: Any  # u of the saddle
-    level: Any  # a loss below it, beyond the ridge: escaped
+    level: Any  # a run beyond the ridge at a loss below this has escaped
 
 
 class Escapes(NamedTuple):
-    """How many runs escape, and when, with 95 % intervals; inf: not in time."""
+    """How many runs escape, and when, with 95 % intervals; inf means not in time."""
 
     percent: float
     percent_low: float
@@ -135,9 +136,9 @@ def make_runs(problem: Problem, runs: int) -> Run:
     level = (height(ridge, problem.tilt) + height(target, problem.tilt)) / 2
     angle = math.radians(problem.degrees)
     start = np.stack(turn((s, u), -angle), axis=1)
-    of_all = (angle, problem.tilt, problem.side, problem.speed, ridge, level)
-    of_all = (np.full(runs, each, np.float32) for each in of_all)
-    return Run(start.astype(np.float32), np.arange(runs), *of_all)
+    shared = (angle, problem.tilt, problem.side, problem.speed, ridge, level)
+    shared = (np.full(runs, value, np.float32) for value in shared)
+    return Run(start.astype(np.float32), np.arange(runs), *shared)
 
 
 def make_optimizer(name: str, arm: str, run: Run, keep_prob: float):
@@ -153,9 +154,9 @@ def make_optimizer(name: str, arm: str, run: Run, keep_prob: float):
 
 @partial(jax.jit, static_argnums=(0, 1, 3, 4, 5))
 def descend(name: str, arm: str, runs: Run, count: int, steps: int, keep_prob: float):
-    """Returns the steps to escape (inf: none) and the paths of the first `SHOWN`.
+    """Returns the steps to escape (inf: no escape) and the first `SHOWN` paths.
 
-    Both are by problem: of every `count` of the runs.
+    Both have a leading axis for the problems: each has `count` of the runs.
     """
 
     def begin(run):
@@ -166,8 +167,8 @@ def descend(name: str, arm: str, runs: Run, count: int, steps: int, keep_prob: f
         point, state, escaped = carry
         loss, grads = jax.value_and_grad(loss_of)(point, run.angle, run.tilt)
         beyond = run.side * (turn(point, run.angle)[1] - run.ridge) >= 0
-        now = beyond & (loss < run.level)
-        escaped = jnp.minimum(escaped, jnp.where(now, number, jnp.inf))
+        is_escape = beyond & (loss < run.level)
+        escaped = jnp.minimum(escaped, jnp.where(is_escape, number, jnp.inf))
         optimizer = make_optimizer(name, arm, run, keep_prob)
         updates, state = optimizer.update(grads, state, point)
         return optax.apply_updates(point, updates), state, escaped
@@ -176,7 +177,7 @@ def descend(name: str, arm: str, runs: Run, count: int, steps: int, keep_prob: f
         stepped = jax.vmap(step, in_axes=(0, 0, None))(runs, carry, number)
         return stepped, carry[0].reshape(-1, count, 2)[:, :SHOWN]
 
-    # One turn more than steps: a turn looks at what the steps before it have reached.
+    # One iteration more than steps: each looks at the point before its own step.
     numbers = jnp.arange(steps + 1)
     carry, paths = jax.lax.scan(step_all, jax.vmap(begin)(runs), numbers)
     return carry[2].reshape(-1, count), paths.transpose(1, 2, 0, 3)
@@ -184,34 +185,34 @@ def descend(name: str, arm: str, runs: Run, count: int, steps: int, keep_prob: f
 
 def measure(runs: int, steps: int, keep_prob: float) -> tuple[Results, Paths]:
     problems = list(dict.fromkeys((*PROBLEMS, *SWEEP)))  # TURNED is in both
-    each = [make_runs(problem, runs) for problem in problems]
-    dense = jax.tree.map(lambda *parts: np.concatenate(parts), *each)
+    groups = [make_runs(problem, runs) for problem in problems]
+    dense = jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
     control = dense._replace(speed=dense.speed * np.float32(keep_prob))
     results, paths = {}, {}
     for name in OPTIMIZERS:
         for arm in ARMS:
-            # The control is the program of the dense arm, with other numbers.
-            given = ("dense", control) if arm == "control" else (arm, dense)
-            found = map(np.asarray, descend(name, *given, runs, steps, keep_prob))
-            for problem, escaped, path in zip(problems, *found, strict=True):
-                results[problem, name, arm] = summarise(escaped)
+            # The control arm is the program of the dense arm at other rates.
+            program = ("dense", control) if arm == "control" else (arm, dense)
+            outputs = map(np.asarray, descend(name, *program, runs, steps, keep_prob))
+            for problem, escaped, path in zip(problems, *outputs, strict=True):
+                results[problem, name, arm] = summarize(escaped)
                 paths[problem, name, arm] = path
     return results, paths
 
 
-def summarise(escaped: np.ndarray) -> Escapes:
+def summarize(escaped: np.ndarray) -> Escapes:
     runs, ordered = len(escaped), np.sort(escaped)
     share = stats.binomtest(int(np.isfinite(escaped).sum()), runs)
     low, high = share.proportion_ci(method="wilson")
-    # Between these two of the sorted runs lies the median, whatever the distribution;
-    # runs that did not escape count as later than all that did.
+    # The median lies between these two of the sorted runs, whatever the distribution.
+    # Runs that did not escape count as later than all that did.
     first = int(stats.binom.ppf(0.025, runs, 0.5)) - 1
     median = ordered[(runs - 1) // 2], ordered[first], ordered[-1 - first]
     return Escapes(100 * share.statistic, 100 * low, 100 * high, *map(float, median))
 
 
 def compare(ours: Escapes, other: Escapes) -> str:
-    """Returns + if ours escape sooner, or more often, - if later, or less, else =."""
+    """Returns + if ours escape sooner or more often, - if later or less, else =."""
     if ours.median_high < other.median_low or ours.percent_low > other.percent_high:
         return "+"
     if ours.median_low > other.median_high or ours.percent_high < other.percent_low:
@@ -220,21 +221,21 @@ def compare(ours: Escapes, other: Escapes) -> str:
 
 
 def verdict(results: Results) -> list[str]:
-    """Says in words what the intervals show."""
+    """Returns what the intervals show, in words."""
 
     def ahead(problem, name):
         ours, others = results[problem, name, "LRD"], ("dense", "control")
         return all(compare(ours, results[problem, name, arm]) == "+" for arm in others)
 
-    better = "LRD escapes sooner, or more often, than both dense and control:"
+    better = "LRD escapes sooner or more often than both dense and control:"
     lines = []
-    for wanted in (True, False):
-        lines.append(better if wanted else "It does not, as far as the intervals tell:")
+    for is_better in (True, False):
+        lines.append(better if is_better else "The intervals do not show this for:")
         for problem in PROBLEMS:
-            names = [name for name in OPTIMIZERS if ahead(problem, name) == wanted]
-            if names and problem.side >= 0:  # to leave the good minimum is no help
+            names = [name for name in OPTIMIZERS if ahead(problem, name) == is_better]
+            if names and problem.side >= 0:  # leaving the good minimum is no help
                 lines.append(f"- {problem.name}: {', '.join(names)}")
-    lines.append("LRD leaves the good minimum, too (in brackets, the poor one):")
+    lines.append("LRD leaves the good minimum too (in brackets, the poor one):")
     for good, poor in ((GOOD, POOR), (FAST_GOOD, FAST_POOR)):
         for name in OPTIMIZERS:
             shares = [results[side, name, "LRD"].percent for side in (good, poor)]
@@ -243,10 +244,10 @@ def verdict(results: Results) -> list[str]:
     tried = ", ".join(f"{distance:g}" for distance in DISTANCES)
     lines.append(
         f"{TURNED.name.capitalize()}: the largest distance of the start from the line,"
-        f" of {tried}, at which LRD is sooner than both:"
+        f" of {tried}, at which LRD escapes sooner than both:"
     )
     for name in OPTIMIZERS:
-        far = [f"{each.distance:g}" for each in SWEEP if ahead(each, name)]
+        far = [f"{start.distance:g}" for start in SWEEP if ahead(start, name)]
         lines.append(f"- {name}: {far[-1] if far else 'none'}")
     return lines
 
@@ -259,11 +260,11 @@ def make_table(problem: Problem, results: Results, steps: int) -> Table:
         return f"{number:g}" if number < math.inf else f"> {steps}"
 
     def cell(name, arm):
-        found, ours = results[problem, name, arm], results[problem, name, "LRD"]
-        share, low, high = map(percent, found[:3])
-        median, first, last = map(count, found[3:])
+        escapes, ours = results[problem, name, arm], results[problem, name, "LRD"]
+        share, low, high = map(percent, escapes[:3])
+        median, first, last = map(count, escapes[3:])
         interval = f" [{first}, {last}]" if first != last else ""
-        sign = "" if arm == "LRD" else f" {compare(ours, found)}"
+        sign = "" if arm == "LRD" else f" {compare(ours, escapes)}"
         return f"{share}% [{low}, {high}]\n{median}{interval}{sign}"
 
     table = Table(title=problem.name, title_justify="left", title_style="bold")
@@ -279,35 +280,35 @@ def make_table(problem: Problem, results: Results, steps: int) -> Table:
 def draw(
     results: Results, paths: Paths, steps: int, keep_prob: float, path: Path
 ) -> None:
-    def outcome(found):
-        if found.median_steps == math.inf:
-            return f"{found.percent:.1f} %"
-        return f"{found.median_steps:g} steps"
+    def outcome(escapes):
+        if escapes.median_steps == math.inf:
+            return f"{escapes.percent:.1f} %"
+        return f"{escapes.median_steps:g} steps"
 
     figure = Figure(figsize=(9, 13), layout="constrained")
     rows = figure.subfigures(4, 1)
-    head: dict[str, Any] = {"x": 0.01, "ha": "left", "weight": "bold"}
+    title: dict[str, Any] = {"x": 0.01, "ha": "left", "weight": "bold"}
     for row, problem in zip(rows, (TURNED, ALONG, POOR), strict=False):
         text = f"{problem.name}: the first {SHOWN_STEPS} steps of {SHOWN} runs"
-        row.suptitle(f"{text.capitalize()}, circle to cross", **head)
+        row.suptitle(f"{text.capitalize()}, circle to cross", **title)
         angle, room = math.radians(problem.degrees), (-1.9, 1.9)
         loss = partial(loss_of, angle=angle, tilt=problem.tilt)
         for ax, name in zip(row.subplots(1, 3, sharey=True), OPTIMIZERS, strict=True):
-            found = {arm: paths[problem, name, arm] for arm in ("dense", "LRD")}
-            shown = {arm: each[:, : SHOWN_STEPS + 1] for arm, each in found.items()}
+            whole = {arm: paths[problem, name, arm] for arm in ("dense", "LRD")}
+            shown = {arm: path[:, : SHOWN_STEPS + 1] for arm, path in whole.items()}
             plotting.plot_trajectories(loss, shown, xlim=room, ylim=room, ax=ax)
-            words = [f"{arm} {outcome(results[problem, name, arm])}" for arm in shown]
-            ax.set_title(f"{name}\nescape: {', '.join(words)}", fontsize="small")
+            escapes = [f"{arm} {outcome(results[problem, name, arm])}" for arm in shown]
+            ax.set_title(f"{name}\nescape: {', '.join(escapes)}", fontsize="small")
             ax.set_aspect("equal")
             ax.label_outer()
-            if name != "gradient descent":  # one legend a row
+            if name != "gradient descent":  # one legend per row
                 ax.get_legend().remove()
             if problem.tilt:
                 for u, word in ((-1.55, "poor"), (1.0, "good")):
                     x, y = turn((0.0, u), -angle)
                     ax.text(float(x), float(y), word, ha="center", style="italic")
     text = "median steps to escape against the distance of the start"
-    rows[3].suptitle(f"{TURNED.name}: {text}".capitalize(), **head)
+    rows[3].suptitle(f"{TURNED.name}: {text}".capitalize(), **title)
     styles = {"dense": "o-", "LRD": "o--", "control": "o-.", "noise": "o:"}
     for ax, name in zip(rows[3].subplots(1, 3, sharey=True), OPTIMIZERS, strict=True):
         for (arm, style), color in zip(styles.items(), plotting.COLORS, strict=False):
@@ -334,8 +335,8 @@ def write_json(results: Results, config: dict[str, Any], path: Path) -> None:
         "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
         "device": jax.devices()[0].device_kind,
         "results": [
-            problem._asdict() | {"optimizer": name, "arm": arm} | found._asdict()
-            for (problem, name, arm), found in results.items()
+            problem._asdict() | {"optimizer": name, "arm": arm} | escapes._asdict()
+            for (problem, name, arm), escapes in results.items()
         ],
     }
     write_report(report, path)
@@ -344,10 +345,10 @@ def write_json(results: Results, config: dict[str, Any], path: Path) -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, folder = parser.add_argument, Path("results/saddle")
-    add("--runs", type=int, default=1000, help="of each arm, default: 1000")
-    add("--steps", type=int, default=2000, help="of each run, default: 2000")
-    add("--keep-prob", type=float, default=0.5, help="of LRD, default: 0.5")
-    add("--output", type=Path, default=folder, help=f"folder, default: {folder}")
+    add("--runs", type=int, default=1000, help="per arm, default: 1000")
+    add("--steps", type=int, default=2000, help="per run, default: 2000")
+    add("--keep-prob", type=float, default=0.5, help="for LRD, default: 0.5")
+    add("--output", type=Path, default=folder, help=f"output folder, default: {folder}")
     options = parser.parse_args()
     check_keep_prob(parser, options.keep_prob)
     if options.runs < 10 or options.steps < 100:
@@ -368,11 +369,11 @@ def main() -> None:
     console = Console(highlight=False)
     rates = ", ".join(f"{rate:g} ({name})" for name, (_, rate) in OPTIMIZERS.items())
     console.print(
-        "First line: the share of the runs that escapes; second: the median steps to"
-        f" escape; in brackets 95 % intervals. {options.runs} runs an arm, of"
-        f" {options.steps} steps, at a saddle {DISTANCES[0]:g} off the line into it."
+        "First line: the share of runs that escape; second line: the median steps to"
+        f" escape; in brackets 95 % intervals. {options.runs} runs per arm,"
+        f" of {options.steps} steps, at a saddle {DISTANCES[0]:g} off the line into it."
         f" Rates: {rates}; control: {options.keep_prob:g} x the rate; noise:"
-        f" {NOISE:g} on the gradient. + LRD is clearly sooner than this, or escapes"
+        f" {NOISE:g} on the gradient. + LRD clearly escapes sooner than this, or"
         " more often; - later, or less often; = the intervals overlap.\n"
     )
     for problem in PROBLEMS:

@@ -1,12 +1,12 @@
-"""Draws the pictures of docs/schedules.md, one for each row of its table, and of
-docs/plotting.md.
+"""Draws the pictures of docs/schedules.md and docs/plotting.md.
 
     python examples/schedule_gallery.py                    # into results/schedules
     python examples/schedule_gallery.py --output docs/images/schedules
 
-The calls are read from the table, so that a picture shows what stands beside it. A
-schedule is drawn for 100 steps. What is no schedule but a whole transformation is drawn
-as the size of its steps, given a gradient of 1 and a loss that stalls after 40 steps.
+Each row of the table in docs/schedules.md has a picture. Its calls are read from the
+table, so that the picture shows what stands beside it. A schedule is drawn for 100
+steps. A gradient transformation is drawn as the size of its steps, for a gradient of 1
+and a loss that stalls after 40 steps.
 """
 
 import argparse
@@ -37,41 +37,41 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    found = []
+    table = []
     for line in TABLE.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if re.match(r"\| \d+ \|", line):
             _, system, _, calls, picture = cells
             name = Path(re.search(r"\((.*)\)", picture)[1]).name
-            found.append(Row(system, re.findall(r"`(.*?)`", calls), name))
-    return found
+            table.append(Row(system, re.findall(r"`(.*?)`", calls), name))
+    return table
 
 
-def make(call: str) -> Any:
+def evaluate(call: str) -> Any:
     names = {"optax": optax, "schedules": schedules, "lrd_optax": lrd_optax}
     return eval(call, names)
 
 
-def step_sizes(made: optax.GradientTransformation, steps: int) -> np.ndarray:
-    made = optax.with_extra_args_support(made)
+def step_sizes(tx: optax.GradientTransformation, steps: int) -> np.ndarray:
+    tx = optax.with_extra_args_support(tx)
     params = jnp.zeros(())
-    state = made.init(params)
+    state = tx.init(params)
     sizes = []
     for step in range(steps):
         loss = jnp.float32(max(1.0, 5 - 0.1 * step))
-        updates, state = made.update(jnp.ones(()), state, params, value=loss)
+        updates, state = tx.update(jnp.ones(()), state, params, value=loss)
         sizes.append(abs(float(updates)))
     return np.array(sizes)
 
 
 def labels(calls: list[str]) -> list[str]:
-    """What tells the calls apart: names of functions, or else arguments."""
+    """Returns what tells the calls apart: names of functions, or else arguments."""
     for pattern in (r"([a-z_]+)\(", r"[a-z_]+=[^,)]+"):
-        found = [re.findall(pattern, call) for call in calls]
-        common = set.intersection(*map(set, found))
-        apart = [[each for each in some if each not in common] for some in found]
-        if all(apart):
-            return [" + ".join(some) for some in apart]
+        matches = [re.findall(pattern, call) for call in calls]
+        common = set.intersection(*map(set, matches))
+        unique = [[word for word in words if word not in common] for words in matches]
+        if all(unique):
+            return [" + ".join(words) for words in unique]
     return calls
 
 
@@ -80,11 +80,11 @@ def draw(row: Row, path: Path) -> None:
     height = 2.0 + legend * (0.1 + 0.15 * len(row.calls))
     figure = Figure(figsize=(3.3, height), dpi=100, layout="constrained")
     axes = figure.subplots()
-    made = dict(zip(labels(row.calls), map(make, row.calls), strict=True))
-    if all(map(callable, made.values())):
-        plotting.plot_schedules(made, STEPS, ax=axes)
+    named = dict(zip(labels(row.calls), map(evaluate, row.calls), strict=True))
+    if all(map(callable, named.values())):
+        plotting.plot_schedules(named, STEPS, ax=axes)
     else:
-        sizes = {name: step_sizes(each, STEPS + 1) for name, each in made.items()}
+        sizes = {name: step_sizes(tx, STEPS + 1) for name, tx in named.items()}
         plotting.plot_learning_curves(sizes, ax=axes)
         axes.set_ylabel("step for a gradient of 1")
     if axes.get_legend():
@@ -101,7 +101,7 @@ def draw(row: Row, path: Path) -> None:
 
 
 def draw_descent(path: Path) -> None:
-    """Plain gradient descent in a long valley, with three learning rates."""
+    """Draws plain gradient descent in a long valley, with three learning rates."""
 
     def loss(point: jax.Array) -> jax.Array:
         return point[0] ** 2 / 10 + point[1] ** 2
@@ -114,8 +114,8 @@ def draw_descent(path: Path) -> None:
 
     figure = Figure(figsize=(9, 2.9), dpi=100, layout="constrained")
     panels = {"too small": 0.05, "good": 0.9, "too large": 1.03}
-    every = figure.subplots(1, 3, sharey=True)
-    for axes, (name, rate) in zip(every, panels.items(), strict=True):
+    columns = figure.subplots(1, 3, sharey=True)
+    for axes, (name, rate) in zip(columns, panels.items(), strict=True):
         descent = {name: descend(rate, 20)}
         plotting.plot_trajectories(loss, descent, xlim=(-9, 3), ylim=(-6, 6), ax=axes)
         axes.get_lines()[0].set(marker=".", markersize=4)
@@ -126,7 +126,7 @@ def draw_descent(path: Path) -> None:
 
 
 def draw_together(path: Path) -> None:
-    together = {
+    named = {
         "fixed": 0.5,
         "inverse time": schedules.inverse_time_decay(1.0, 1.0, 10),
         "step": schedules.step_decay(1.0, 0.5, 20),
@@ -136,7 +136,7 @@ def draw_together(path: Path) -> None:
         "triangular": schedules.cyclical(0.1, 1.0, 25),
     }
     figure = Figure(figsize=(7, 3.6), dpi=100, layout="constrained")
-    axes = plotting.plot_schedules(together, STEPS, ax=figure.subplots())
+    axes = plotting.plot_schedules(named, STEPS, ax=figure.subplots())
     axes.get_legend().remove()
     axes.set(ylabel="learning rate", ylim=(0, 1.05))
     figure.legend(loc="outside right upper", frameon=False)

@@ -1,4 +1,4 @@
-"""What a caller may pass; one sentence for what not. Values of tracers are not read."""
+"""Checks of arguments: one error message per rule. Traced values are not read."""
 
 import math
 import operator
@@ -21,7 +21,7 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, float], bool]]] = {
 def number(name: str, value: Any, *, static: bool = False, **limits: float) -> Any:
     """Returns `value` as a Python float, or a JAX array as float32 or float64.
 
-    The limits are `least`, `above` and `most`. If it must be static, it is no array.
+    The limits are `least`, `above` and `most`. With `static` a JAX array is refused.
     """
     rules = [f"{_LIMITS[key][0]} {limit:g}" for key, limit in limits.items()]
     rule = f"{name} must be a finite number {' and '.join(rules)}".rstrip()
@@ -50,14 +50,14 @@ def whole_number(name: str, value: Any, *, least: int = 1, static: bool = False)
 
 
 def interval(low_name: str, low: Any, high_name: str, high: Any) -> tuple[Any, Any]:
-    """Returns two numbers, of which the first must not be above the second."""
+    """Returns the two numbers. Raises if the first is above the second."""
     low, high = number(low_name, low), number(high_name, high)
     ordered(low_name, low, high_name, high)
     return low, high
 
 
 def ordered(low_name: str, low: Any, high_name: str, high: Any) -> None:
-    """Raises if both are known and `low` is above `high`."""
+    """Raises if `low` is above `high`. JAX arrays are not compared."""
     if isinstance(low, float) and isinstance(high, float) and low > high:
         raise ValueError(
             f"{low_name} must be at most {high_name}, got {low} and {high}"
@@ -65,14 +65,14 @@ def ordered(low_name: str, low: Any, high_name: str, high: Any) -> None:
 
 
 def choice(name: str, value: Any, names: Iterable[str], other: str = "") -> None:
-    """Raises unless `value` is one of `names`. `other` says what else it could be."""
+    """Raises unless `value` is one of `names`. `other` says what else it may be."""
     if not (isinstance(value, str) and value in names):
-        known = ", ".join(map(repr, names))
-        raise ValueError(f"{name} must be one of {known}{other}, got {shown(value)}")
+        allowed = ", ".join(map(repr, names))
+        raise ValueError(f"{name} must be one of {allowed}{other}, got {shown(value)}")
 
 
 def schedule(value: Any, name: str = "schedule", or_number: bool = False) -> Any:
-    """Returns `value`, which must be a function, or (if so asked) a number."""
+    """Returns `value`: a function, or a number if `or_number` is True."""
     if or_number and isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         return number(name, value)
     if not callable(value):
@@ -89,7 +89,7 @@ def function(name: str, value: Any) -> None:
 
 
 def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function of the user's, which must not ask for the value of a tracer."""
+    """Calls a function of the user, and explains the error if it reads a tracer."""
     try:
         return function(*args)
     except jax.errors.UnexpectedTracerError:
@@ -107,7 +107,7 @@ def keep_prob(value: Any, name: str = "keep_prob") -> None:
 
 
 def state(value: Any) -> None:
-    """Raises unless `value` is, or looks like, what init returned."""
+    """Raises unless `value` looks like the state that init returns."""
     if not (hasattr(value, "count") and hasattr(value, "rng_key")):
         raise TypeError(
             "state must be the LearningRateDropoutState that init returns, "
@@ -124,7 +124,7 @@ def state(value: Any) -> None:
 
 
 def updates(leaves: list[Any]) -> None:
-    """Raises unless all leaves are numbers that can be 0, in device memory."""
+    """Raises unless every leaf is in device memory and holds numbers that can be 0."""
     for leaf in leaves:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or isinstance(leaf, jax.ShapeDtypeStruct):
@@ -146,16 +146,16 @@ def updates(leaves: list[Any]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Returns what a sentence says that it got."""
+    """Returns `value` as an error message shows it."""
     if isinstance(value, (jax.Array, np.ndarray)):
         return f"{value.dtype} of shape {value.shape}"
     text = repr(value)
-    plain = len(text) < 60 and " at 0x" not in text
-    return text if plain else f"a {type(value).__name__}"
+    readable = len(text) < 60 and " at 0x" not in text
+    return text if readable else f"a {type(value).__name__}"
 
 
 def _scalar(name: str, rule: str, value: Any, static: bool = False) -> Any:
-    """Returns a real number as a Python number, or as a JAX array if it is one."""
+    """Returns a real number: a JAX array as it is, any other as a Python number."""
     if static and isinstance(value, jax.Array):
         raise TypeError(f"{name} must be a Python number, got a JAX array")
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):

@@ -14,9 +14,9 @@ class LearningRateDropoutState(NamedTuple):
     """State of `learning_rate_dropout`.
 
     Attributes:
-      count: updates so far, int32 scalar.
-      rng_key: two words, ``uint32[2]``: the next update draws from them and replaces
-        them.
+      count: the number of updates so far, an int32 scalar.
+      rng_key: two words, ``uint32[2]``. The next update draws its masks from them and
+        replaces them.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
@@ -29,62 +29,66 @@ def learning_rate_dropout(
     key: _keys.KeyLike,
     unbiased: bool = False,
 ) -> optax.GradientTransformation:
-    r"""Applies each element of the update with probability `keep_prob`, else 0.
+    r"""Keeps each element of the update with probability `keep_prob`; the rest is 0.
 
     At step :math:`t` the base optimizer proposes the update :math:`u_t`, computed
-    from the full gradient. A fresh mask with independent entries decides where it
-    is applied:
+    from the full gradient. A fresh mask with independent entries decides which
+    elements of it are applied:
 
     .. math::
 
       M_t \sim \mathrm{Bernoulli}(p), \qquad
       \theta_{t+1} = \theta_t + M_t \odot u_t
 
-    Place it last in the chain, behind the optimizer: gradients and moments stay
-    dense. In front of the optimizer it would be gradient dropout. Behind
-    :func:`optax.adamw` the weight decay is dropped with the rest; to decay every
-    weight at every step, build the chain from its parts: ``scale_by_adam``, this,
+    Place it last in the chain, after the optimizer, so that gradients and moments
+    stay dense. Before the optimizer it would be gradient dropout. After
+    :func:`optax.adamw` it drops the weight decay too. To decay every weight at every
+    step, build the chain from its parts: ``scale_by_adam``, this transformation,
     ``add_decayed_weights``, ``scale_by_learning_rate``.
 
-    The mean update is :math:`p\,u_t`, as in the paper. `unbiased` makes it
-    :math:`u_t`. It divides by the probability that the mask really has: that is
-    :math:`p`, rounded up to a multiple of :math:`2^{-24}`.
+    The mean update is :math:`p\,u_t`, as in the paper. With `unbiased` it is
+    :math:`u_t`: what is kept is divided by the probability that the mask really has,
+    which is :math:`p` rounded up to a multiple of :math:`2^{-24}`.
 
     Args:
       keep_prob: the probability :math:`p` that an element is KEPT: a number in
         (0, 1], a schedule of the update count (from 0), or a float scalar array,
-        also traced. The number 1 returns the updates bit for bit. Numbers are
-        checked, those that a schedule returns too. The value of a JAX array is
-        rounded to float32 and saturates: at or below 0 (and NaN) nothing is kept, at
-        or above 1 everything is. It is met to within 2**-24.
-      key: where the masks come from, required: an int seed, a typed key of any
+        which may be traced. With the number 1 the updates are returned bit for bit.
+        Numbers are checked, including those that a schedule returns. The value of a
+        JAX array is not checked: it is rounded to float32, nothing is kept at or
+        below 0 (and at NaN), and everything is kept at or above 1. The mask has this
+        probability to within 2**-24.
+      key: the source of the masks, required: an int seed, a typed key of any
         implementation (:func:`jax.random.key`), or a legacy ``uint32`` key
-        (:func:`jax.random.PRNGKey`). May be traced: ``vmap`` over it for an
-        ensemble with masks of their own. `init` copies it, and it is never
-        consumed. Two transformations with equal keys draw equal masks.
+        (:func:`jax.random.PRNGKey`). It may be traced: ``vmap`` over keys trains an
+        ensemble in which each member has its own masks. `init` copies the key and
+        never consumes it. Two transformations with equal keys draw equal masks.
       unbiased: if True, kept elements are multiplied by ``1 / keep_prob``
         (computed in float32 for narrower dtypes).
 
     Returns:
       An :class:`optax.GradientTransformation` with state
-      :class:`LearningRateDropoutState`. Updates may have any shapes and any float
-      or complex dtypes that can hold a zero; dtypes and weak types are kept, and one
-      draw decides for a complex number. Values are selected, not multiplied: a
-      dropped NaN is 0. A mask depends on the key, on the number of its leaf in the
-      flattened tree, and on the indices in the global array (of at most 2**32 rows of
-      2**32 elements, a row being some trailing dimensions): it is the same under
-      any sharding by ``jit``. Inside ``shard_map`` an array is one shard: what varies
-      over a manual mesh axis gets masks of its own in every shard along it, what is
-      replicated the same in all. With ``check_vma=False`` (and in ``pmap``) JAX does
-      not know which is which, and all shards draw alike unless the key differs.
+      :class:`LearningRateDropoutState`. Updates may have any shapes, and any float or
+      complex dtypes that can hold a zero. Dtypes and weak types are kept. A complex
+      number is kept or dropped as a whole. Values are selected, not multiplied, so a
+      dropped NaN becomes 0.
+
+      A mask depends on the key, on the number of its leaf in the flattened tree, and
+      on the indices in the global array. So it is the same under any sharding by
+      ``jit``. (An array may have at most 2**32 rows of 2**32 elements, where a row
+      spans one or more trailing dimensions.) Inside ``shard_map`` each array is one
+      shard. An array that varies over a manual mesh axis gets a different mask in
+      every shard along that axis; a replicated array gets the same mask in all. With
+      ``check_vma=False`` (and in ``pmap``) JAX does not know which arrays vary, and
+      all shards draw the same masks unless their keys differ.
 
     Raises:
-      ValueError: if a `keep_prob` that is a number is outside of (0, 1], or
-        `keep_prob` or `key` have a wrong shape. From the update: if the value of a
-        schedule is such, or the state's key is not two words.
-      TypeError: if `keep_prob`, `key` or `unbiased` are of a wrong type. From the
-        update: if the state is not what `init` returned, or an update is no array
-        of numbers.
+      ValueError: if a number `keep_prob` is outside of (0, 1], or `keep_prob` or `key`
+        has a wrong shape. The update raises it if a schedule returns such a value, or
+        if the state's key is not two words.
+      TypeError: if `keep_prob`, `key` or `unbiased` has a wrong type. The update raises
+        it if the state is not what `init` returned, or if an update is not an array of
+        numbers.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
@@ -129,12 +133,12 @@ def learning_rate_dropout(
             _checks.keep_prob(prob, "the value of the keep_prob schedule")
         limit = _masks.threshold(prob)
         if callable(keep_prob) and limit is not _masks.ALL:
-            # Not a number, which would be compiled anew for each count.
+            # An array, since a number would be compiled anew for each count.
             limit = jnp.asarray(limit, jnp.uint32)
-        # Without jit too, one dispatch for the tree where its leaves lie together.
-        thin = _thin_jitted if _meshes.lie_together(leaves) else _thin
+        # Outside of jit too, one dispatch for the whole tree if its devices allow it.
+        apply = _apply_masks_jitted if _meshes.on_same_devices(leaves) else _apply_masks
         state = LearningRateDropoutState(state.count, state.rng_key)
-        leaves, state = thin(leaves, state, limit, bool(unbiased))
+        leaves, state = apply(leaves, state, limit, bool(unbiased))
         return jax.tree.unflatten(treedef, leaves), state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -143,26 +147,28 @@ def learning_rate_dropout(
 def sample_mask(
     rng_key: _keys.KeyLike, tree: Any, keep_prob: jax.typing.ArrayLike
 ) -> Any:
-    """Returns the mask that an update applies when the state holds `rng_key`.
+    """Returns the mask that an update applies if the state holds `rng_key`.
 
-    For looking at masks, replaying them, and testing.
+    Use it to look at masks, to replay them, and in tests.
 
     Args:
       rng_key: the field of :class:`LearningRateDropoutState` before the update,
-        ``uint32[2]`` (``state[-1].rng_key`` where it is last in a chain), or anything
-        that `learning_rate_dropout` takes as `key`, for the mask of the first update.
-      tree: a tree shaped as the updates; of its leaves only the shape and the
-        sharding are used, so :class:`jax.ShapeDtypeStruct` will do. Inside
-        ``shard_map`` pass the arrays: the axes over which they vary count too.
-      keep_prob: the probability that the update uses, a number in (0, 1] or a
-        float scalar array. Of a schedule, its value: ``schedule(state.count)``.
+        ``uint32[2]`` (``state[-1].rng_key`` if the transformation is last in a chain).
+        For the mask of the first update, anything that `learning_rate_dropout` takes
+        as `key`.
+      tree: a tree with the structure of the updates. Only the shapes and shardings of
+        its leaves are used, so :class:`jax.ShapeDtypeStruct` will do. Inside
+        ``shard_map`` pass the arrays: their mask also depends on the mesh axes over
+        which they vary.
+      keep_prob: the probability that the update uses: a number in (0, 1] or a float
+        scalar array. For a schedule, pass its value: ``schedule(state.count)``.
 
     Returns:
-      The same tree with boolean arrays of the leaves' shapes, True where an element
-      is kept.
+      A tree of the same structure. Its leaves are boolean arrays of the same shapes,
+      True where an element is kept.
 
     Raises:
-      ValueError, TypeError: as `learning_rate_dropout` does.
+      ValueError, TypeError: as for `learning_rate_dropout`.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -184,26 +190,27 @@ def sample_mask(
     return jax.tree.unflatten(treedef, masks)
 
 
-def _thin(
+def _apply_masks(
     leaves: Any, state: LearningRateDropoutState, limit: _masks.Limit, unbiased: bool
 ) -> tuple[list[Any], LearningRateDropoutState]:
     """Returns the leaves, with 0 where an element is dropped, and the next state."""
-    following, words = _keys.step_words(jnp.asarray(state.rng_key))
-    state = LearningRateDropoutState(optax.safe_increment(state.count), following)
+    next_key, words = _keys.step_words(jnp.asarray(state.rng_key))
+    state = LearningRateDropoutState(optax.safe_increment(state.count), next_key)
     if limit is _masks.ALL:
         return leaves, state
     masks = _masks.tree_masks(words, leaves, limit)
-    scale = limit if unbiased else None
-    return [_select(*pair, scale) for pair in zip(masks, leaves, strict=True)], state
+    divisor = limit if unbiased else None
+    return [_select(*pair, divisor) for pair in zip(masks, leaves, strict=True)], state
 
 
-_thin_jitted = jax.jit(_thin, static_argnames="unbiased")
+_apply_masks_jitted = jax.jit(_apply_masks, static_argnames="unbiased")
 
 
 def _select(mask: jax.Array, leaf: Any, limit: _masks.Limit | None) -> jax.Array:
-    """Returns the leaf, divided by the probability of `limit`, where the mask is True.
+    """Returns the leaf where the mask is True, and 0 elsewhere.
 
-    Elsewhere 0. Keeps the dtype and the weak type.
+    With a limit, the leaf is divided by the probability that masks have at this limit.
+    The dtype and the weak type are kept.
     """
     update = jnp.asarray(leaf)
     if limit is not None:

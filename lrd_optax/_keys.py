@@ -1,7 +1,7 @@
-"""What a caller may pass as a key, the two words made of it, and how they are threaded.
+"""Keys: what a caller may pass, the two words made from it, and the words of each step.
 
 The words live in the optimizer state as plain ``uint32[2]`` and not as a typed
-key: serialisers, casts and norms over the state fail on typed keys.
+key, since serializers, casts and norms over the state fail on typed keys.
 """
 
 import functools
@@ -29,17 +29,17 @@ _RULE = "must be an int, a jax.random key, or a legacy uint32 key"
 
 
 def check_key(key: KeyLike, name: str = "key") -> None:
-    """Raises unless `key` is one of the kinds that `key_words` takes.
+    """Raises unless `key` is of a type that `key_words` takes.
 
-    Looks at Python types, dtypes and shapes only: tracers pass, and no array is
-    made (one would start the backend too early, or leak out of a trace).
+    Only Python types, dtypes and shapes are looked at. So tracers pass, and no array
+    is made: an array would start the backend too early, or leak out of a trace.
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         if not -(2**63) <= int(key) < 2**64:
             raise ValueError(f"{name} as an int must fit in 64 bits, got {key}")
         return
     if not isinstance(key, (jax.Array, np.ndarray)):
-        if hasattr(key, "rng_key"):  # a state, in place of what it holds
+        if hasattr(key, "rng_key"):  # a whole state instead of its field
             raise TypeError(f"{name} {_RULE}, got a state: pass its field rng_key")
         raise TypeError(f"{name} {_RULE}, got {_checks.shown(key)}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -55,9 +55,9 @@ def check_key(key: KeyLike, name: str = "key") -> None:
 def key_words(key: Any) -> jax.Array:
     """Returns a `KeyLike` as two words, ``uint32[2]``, in a buffer of its own.
 
-    An int seed gives the words of ``jax.random.key(seed, impl="threefry2x32")``
-    as they are under x64, whatever the configuration says: high bits are never
-    cut off, and a negative seed is its 64-bit two's complement.
+    An int seed gives the words that ``jax.random.key(seed, impl="threefry2x32")``
+    has under x64, whatever the configuration: high bits are never cut off, and a
+    negative seed is taken as its 64-bit two's complement.
     """
     if not isinstance(key, jax.Array) and np.ndim(key) == 0:
         halves = [int(key) >> 32 & 0xFFFFFFFF, int(key) & 0xFFFFFFFF]
@@ -67,12 +67,12 @@ def key_words(key: Any) -> jax.Array:
     elif key.shape == ():
         if jnp.iinfo(key.dtype).bits < 32:
             key = key.astype(jnp.int32)
-        # Moved in two steps, since 32 bits cannot be moved by 32.
+        # Shifted in two steps, since a 32-bit number cannot be shifted by 32.
         return jnp.stack([key >> 31 >> 1, key]).astype(jnp.uint32)
-    data = jnp.array(key, jnp.uint32, copy=True)  # the caller may donate its own
-    if data.shape == (2,):  # an empty slice of a sharded array would be an error
+    data = jnp.array(key, jnp.uint32, copy=True)  # the caller may donate the original
+    if data.shape == (2,):  # below, the empty rest of a sharded array would fail
         return data
-    # Other implementations have more than two words: each of the rest is folded in.
+    # Keys of other implementations have more than two words: the rest is folded in.
     words, rest = data[:2], data[2:]
     for word in rest:
         key = jax.random.wrap_key_data(words, impl="threefry2x32")
@@ -81,53 +81,53 @@ def key_words(key: Any) -> jax.Array:
 
 
 def step_words(words: jax.Array) -> tuple[jax.Array, Words]:
-    """Returns the words that replace `words`, and the words to draw from now.
+    """Returns the words that replace `words` in the state, and those to draw from now.
 
-    The words of the state grow by two fixed odd constants at each step. A one-to-one
-    mixing of them gives the words to draw from. So keys that users derive from one
-    another, by ``fold_in``, ``split`` or counting, do not repeat each other's masks.
+    The words in the state grow by two fixed odd constants at each step. The words to
+    draw from are a one-to-one mix of them. So keys that users derive from one another,
+    by ``fold_in``, ``split`` or counting, do not repeat each other's masks.
     """
-    following = words + _WEYL
-    # A rule that shards every array of a state may have cut the two words apart.
+    next_words = words + _WEYL
+    # A user who shards every array of the state may have split the two words.
     sharding = jax.typeof(words).sharding
     if any(axis is not None for axis in sharding.spec):
-        whole = NamedSharding(sharding.mesh, PartitionSpec())
-        words = jax.sharding.reshard(words, whole)
-    return following, _mixed((words[0], words[1]))
+        replicated = NamedSharding(sharding.mesh, PartitionSpec())
+        words = jax.sharding.reshard(words, replicated)
+    return next_words, _mix((words[0], words[1]))
 
 
 def shard_words(words: Words, axes: frozenset[Hashable]) -> Words:
-    """Returns words of its own for every shard along the manual mesh axes `axes`."""
+    """Returns different words in every shard along the manual mesh axes `axes`."""
     first, second = words
     for axis in sorted(axes, key=str):
         shard = jax.lax.axis_index(axis).astype(jnp.uint32)
-        first, second = _mixed((first + shard, second ^ shard))
+        first, second = _mix((first + shard, second ^ shard))
     return first, second
 
 
 def scramble(x: jax.Array) -> jax.Array:
-    """The finaliser "lowbias32": a bijection of uint32 without visible structure."""
+    """Hashes uint32 one to one, by the function "lowbias32": no structure is left."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
     return x ^ (x >> np.uint32(16))
 
 
-def _mixed(words: Words) -> Words:
-    """A bijection of pairs of words: a Feistel network of four rounds.
+def _mix(words: Words) -> Words:
+    """Mixes two words one to one, by a Feistel network of four rounds.
 
-    Not threefry: compiled for a GPU, two calls of it take longer than all of this, and
-    on a TPU they change what XLA prefetches in the whole program. The words are two
-    scalars because XLA for GPU merges the kernels of leaves that share an array.
+    Threefry costs more: on a GPU two calls of it take longer than all of this, and on a
+    TPU they change what XLA prefetches in the whole program. The words are two scalars,
+    since XLA for GPU merges leaves that share an array into one large kernel.
     """
 
-    def turn(words: Words, constant: Any) -> tuple[Words, None]:
+    def one_round(words: Words, constant: Any) -> tuple[Words, None]:
         left, right = words
         return (right, left ^ scramble(right + constant)), None
 
-    def mixed(unroll: int, words: Words) -> Words:
-        return jax.lax.scan(turn, words, _ROUND_CONSTANTS, unroll=unroll)[0]
+    def mix(unroll: int, words: Words) -> Words:
+        return jax.lax.scan(one_round, words, _ROUND_CONSTANTS, unroll=unroll)[0]
 
-    # XLA for CPU would repeat straight code in the kernel of every leaf; not a loop.
+    # XLA for CPU repeats straight-line code in the kernel of every leaf, but no loop.
     return jax.lax.platform_dependent(
-        words, cpu=functools.partial(mixed, 1), default=functools.partial(mixed, 4)
+        words, cpu=functools.partial(mix, 1), default=functools.partial(mix, 4)
     )

@@ -10,22 +10,22 @@ def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
 
     With a schedule :math:`c(t)`, the gradient :math:`\nabla (c(t) L) = c(t) \nabla L`
     goes into the optimizer. Place it first in the chain, where the gradient is still
-    that of the loss. A clipping of the gradient behind it undoes it wherever it clips.
+    that of the loss. Gradient clipping after it undoes the decay whenever it clips.
 
-    It is learning-rate decay by the same :math:`c(t)` only where a step is the gradient
-    times a number:
+    It equals learning-rate decay by the same :math:`c(t)` only if a step is the
+    gradient times a number:
 
-    * plain SGD: the same.
-    * SGD with momentum: not the same. Earlier gradients keep the factors of their own
-      time, so what is left of them is not decayed: steps are larger.
-    * Adam, RMSprop and Adadelta divide by a mean size of the last gradients, which has
-      decayed with them: little is left of a decay that is slow beside their memory.
-      Decayed to 0.1 in 20,000 steps, steps shrink to 0.88 (Adam), 1.00 (RMSprop) and
-      0.98 (Adadelta) of what they were, in place of 0.1.
-    * AdaGrad divides by the root of the sum of all squares since the first step, early
-      ones weigh more: to 0.22.
+    * Plain SGD: it is the same.
+    * SGD with momentum: it is not the same. The momentum holds earlier gradients with
+      the larger factors of their own steps, so its steps are larger.
+    * Adam, RMSprop and Adadelta divide by a mean size of the last gradients, which
+      decays with them. So a decay that is slow compared with their memory has little
+      effect: with a decay to 0.1 in 20,000 steps, the steps shrink to 0.88 (Adam), 1.00
+      (RMSprop) and 0.98 (Adadelta) of what they were, instead of to 0.1.
+    * AdaGrad divides by the root of the sum of all squared gradients since the first
+      step. Early gradients weigh more in it, and the steps shrink to 0.22.
 
-    It is :func:`optax.scale_by_schedule` with a name for the purpose.
+    It is :func:`optax.scale_by_schedule`, with a name that states the purpose.
 
     Args:
       schedule: :math:`c`, a function of the update count.
@@ -35,7 +35,7 @@ def loss_decay(schedule: optax.Schedule) -> optax.GradientTransformation:
       :class:`optax.ScaleByScheduleState`. Dtypes are kept.
 
     Raises:
-      TypeError: if `schedule` is no function.
+      TypeError: if `schedule` is not a function.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax

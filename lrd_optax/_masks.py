@@ -2,15 +2,15 @@
 
 Nothing is drawn in advance and nothing is stored. Every element hashes its own global
 index with the words of the step and the number of its leaf, and is kept if the hash is
-below a threshold. That is elementwise, so XLA fuses it into the update that uses it: no
-memory, no communication under any sharding, and the same bits on one device and on
-many. The three parts are apart on purpose:
+below a threshold. This is elementwise, so XLA fuses it into the update that uses it. It
+needs no memory, and no communication under any sharding, and it gives the same bits on
+one device and on many. It has three separate parts:
 
-  `element_index`  which index an element has
+  `element_index`  the index of an element
   `draw`           a uniform integer for an index
-  `is_kept`        when a draw means "kept"
+  `is_kept`        whether a draw means "kept"
 
-Each operation of them costs time to compile, once per leaf, on every platform, so they
+Each of their operations costs compile time, once per leaf, on every platform. So there
 are few: one multiplier and one shift serve all of `draw`. docs/accelerators.md lists
 the forms that were tried, and what XLA makes of each.
 """
@@ -25,22 +25,22 @@ import numpy as np
 
 from lrd_optax import _keys, _meshes
 
-_THRESHOLD_BITS = 24  # so that 0 and 2**24 ("never", "always") both fit in the compare
+_THRESHOLD_BITS = 24  # so that 0 ("never") and 2**24 ("always") both fit in uint32
 _INDEX_LIMIT = 2**32
-_ODD = np.uint32(0xED5AD4BB)  # of "triple32": C. Wellons, Hash Prospector, 2018
+_ODD = np.uint32(0xED5AD4BB)  # from "triple32": C. Wellons, Hash Prospector, 2018
 _SHIFT = np.uint32(16)
 _LEAF_STRIDE = 0x9E3779B1  # prime, about 2**32 / golden ratio
 
 
 @jax.tree_util.register_static
 class Fixed(int):
-    """A limit that is known to the compiler: ``jit`` makes it part of the program."""
+    """A `Limit` that the compiler knows: ``jit`` makes it part of the program."""
 
 
 Sharding: TypeAlias = jax.sharding.NamedSharding | None
 
 Limit: TypeAlias = Fixed | jax.Array
-"""How many of the 2**24 values of a draw are kept, see `is_kept`."""
+"""How many of the 2**24 possible draws mean "kept", see `is_kept`."""
 
 ALL = Fixed(2**_THRESHOLD_BITS)
 
@@ -50,21 +50,22 @@ def tree_masks(words: _keys.Words, leaves: list[Any], limit: Limit) -> list[jax.
     words_of: dict[Any, _keys.Words] = {}  # by the mesh axes over which a leaf varies
     masks = []
     for n, leaf in enumerate(leaves):
-        kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-        axes = _meshes.varying_axes(kind)
+        aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+        axes = _meshes.varying_axes(aval)
         if axes not in words_of:
             words_of[axes] = _keys.shard_words(words, axes)
-        sharding = _meshes.explicit_sharding(leaf, kind)
+        sharding = _meshes.explicit_sharding(leaf, aval)
         number = _leaf_number(n)
-        masks.append(_leaf_mask(words_of[axes], number, limit, kind.shape, sharding))
+        masks.append(_leaf_mask(words_of[axes], number, limit, aval.shape, sharding))
     return masks
 
 
-def _leaf_number(leaf: int) -> np.ndarray:
-    # On CPU and GPU a scalar becomes a constant of the kernel, so that each leaf needs
-    # its own kernel. An array is an argument: leaves of one shape share their kernel.
-    # Its two elements differ, since XLA turns one, or two alike, into a scalar.
-    number = (leaf + 1) * _LEAF_STRIDE % 2**32
+def _leaf_number(position: int) -> np.ndarray:
+    # On CPU and GPU a scalar would become a constant of the kernel, and each leaf would
+    # need its own kernel. An array is an argument, so leaves of one shape share theirs.
+    # It has two different elements, since XLA turns one, or two equal ones, into a
+    # scalar.
+    number = (position + 1) * _LEAF_STRIDE % 2**32
     return np.array([number, number ^ 1], np.uint32)
 
 
@@ -76,7 +77,7 @@ def _leaf_mask(
     first, second = words
 
     def on_tpu() -> tuple[jax.Array, jax.Array | None, jax.Array]:
-        # A scalar, which costs nothing there. An array would cost a kernel per leaf.
+        # There a scalar costs nothing, and an array would cost a kernel per leaf.
         return first + number[0], *element_index(shape, sharding, flat=True)
 
     def elsewhere() -> tuple[jax.Array, jax.Array | None, jax.Array]:
@@ -93,9 +94,9 @@ def element_index(
 ) -> tuple[jax.Array | None, jax.Array]:
     """Returns the global index of every element, as (row, index in the row), uint32.
 
-    The index counts in row-major order over the whole (global, unsharded) shape. A
-    row is the longest run of trailing dimensions that 32 bits can number; it is None
-    where one row holds everything. What has symbolic dimensions is one row.
+    The index counts in row-major order over the whole (global, unsharded) shape. A row
+    spans as many trailing dimensions as 32 bits can number. It is None if one row holds
+    the whole leaf. A shape with symbolic dimensions is taken as one row.
     """
     dims = range(len(shape))
     rank = 0
@@ -109,9 +110,10 @@ def element_index(
             )
     row = _count(shape, dims[:rank], sharding) if rank else None
     if flat and sharding is None and not rank:
-        # XLA for TPU computes i * d of Horner's rule apart, and merges the leaves that
-        # share it. It does not merge leaves that use one flat iota. Elsewhere, where
-        # columns are sharded, this form would be computed whole.
+        # XLA for TPU computes the i * d of Horner's rule in kernels of their own, and
+        # merges the leaves that share them. It does not merge leaves that use one flat
+        # iota. On other platforms every device would compute all of a flat iota if the
+        # columns are sharded.
         return row, jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     return row, _count(shape, dims[rank:], sharding)
 
@@ -125,7 +127,7 @@ def _count(shape: tuple[Any, ...], dims: range, sharding: Sharding) -> jax.Array
             continue
         place = jax.lax.broadcasted_iota(jnp.uint32, shape, dim, out_sharding=sharding)
         if index is not None:
-            known = isinstance(size, int)  # and may be too large for an int32
+            known = isinstance(size, int)  # it may be too large for int32
             factor = np.uint32(size) if known else jnp.asarray(size).astype(jnp.uint32)
             place = index * factor + place
         index = place
@@ -137,11 +139,11 @@ def _count(shape: tuple[Any, ...], dims: range, sharding: Sharding) -> jax.Array
 def draw(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
     """Returns a uniform integer in [0, 2**32), uint32, for every index.
 
-    Three rounds of xorshift and multiply over a Weyl sequence, on which `first` says
-    where to begin. `second` enters after the first round, with the index: so leaves
-    whose parts of the sequence overlap share nothing, and the draw is a random
-    function of the index and not a permutation, so that the number kept is binomial
-    in huge leaves too.
+    Three rounds of xorshift and multiply hash a Weyl sequence (multiples of an odd
+    constant) that begins at `first`. `second` enters after the first round, together
+    with the index, for two reasons. Leaves whose parts of the sequence overlap still
+    share nothing. And the draw is a random function of the index, not a permutation, so
+    the number of kept elements is binomial in huge leaves too.
     """
     step = index * _ODD
     x = step + first
@@ -155,7 +157,7 @@ def draw(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
 
 def is_kept(drawn: jax.Array, limit: Limit) -> jax.Array:
     """Returns whether the high 24 bits of a draw are below `limit`."""
-    if isinstance(limit, int) and limit > 0:  # the same for one operation less
+    if isinstance(limit, int) and limit > 0:  # the same in one operation less
         return drawn <= np.uint32((limit << 8) - 1)
     return drawn >> np.uint32(32 - _THRESHOLD_BITS) < jnp.asarray(limit, jnp.uint32)
 
@@ -163,8 +165,8 @@ def is_kept(drawn: jax.Array, limit: Limit) -> jax.Array:
 def threshold(keep_prob: jax.typing.ArrayLike) -> Limit:
     """Returns the limit for a probability, `Fixed` if it is a Python number.
 
-    Computed in float32 whatever the dtype and configuration, so that the bits never
-    depend on them. Outside of [0, 1] it saturates; NaN keeps nothing.
+    It is computed in float32, whatever the dtype and configuration, so that the masks
+    never depend on them. Outside of [0, 1] it saturates; NaN keeps nothing.
     """
     if isinstance(keep_prob, (int, float)):
         limit = Fixed(np.ceil(np.float32(keep_prob) * 2**_THRESHOLD_BITS))
@@ -175,6 +177,6 @@ def threshold(keep_prob: jax.typing.ArrayLike) -> Limit:
 
 
 def inverse_probability(limit: Limit, dtype: Any) -> jax.Array:
-    """Returns 1 / the probability with which `is_kept` keeps; never divides by 0."""
-    atoms = jnp.maximum(jnp.asarray(limit, jnp.uint32), 1).astype(dtype)
-    return 2**_THRESHOLD_BITS / atoms
+    """Returns 1 / (the probability that `is_kept` is True); never divides by 0."""
+    count = jnp.maximum(jnp.asarray(limit, jnp.uint32), 1).astype(dtype)
+    return 2**_THRESHOLD_BITS / count

@@ -1,4 +1,4 @@
-"""What a learning-rate range test returns: smoothed losses, and the mean over seeds."""
+"""The result of a learning-rate range test: smoothed losses, the mean over seeds."""
 
 from typing import Any, NamedTuple
 
@@ -14,12 +14,12 @@ class RangeTestResult(NamedTuple):
 
     Attributes:
       learning_rates: the rate of update i, ``float[num_steps]``, rising.
-      losses: the loss of the parameters that update i made, on the next batch,
+      losses: the loss after update i, on the next batch, ``float[num_steps]``; NaN
+        where not valid.
+      smoothed_losses: a moving average of the losses that does not lag,
         ``float[num_steps]``; NaN where not valid.
-      smoothed_losses: a moving average of the losses without a lag,
-        ``float[num_steps]``; NaN where not valid.
-      valid: True where the loss is finite and has not diverged before,
-        ``bool[num_steps]``. One False in the middle is one loss that was not finite.
+      valid: True where the loss is finite and no earlier loss has diverged,
+        ``bool[num_steps]``. A single False in the middle is a loss that was not finite.
     """
 
     learning_rates: jax.Array
@@ -33,7 +33,7 @@ class RangeTestBand(NamedTuple):
 
     Attributes:
       learning_rates: ``float[num_steps]``.
-      mean: the mean of the seeds, ``float[num_steps]``, NaN where not valid.
+      mean: the mean over the seeds, ``float[num_steps]``, NaN where not valid.
       low: the lower end of the band, ``float[num_steps]``, NaN where not valid.
       high: the upper end of the band, ``float[num_steps]``, NaN where not valid.
       valid: True where the point is valid in all seeds, ``bool[num_steps]``.
@@ -50,10 +50,10 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
     """Returns the mean of the smoothed losses over the seeds, and a band around it.
 
     Args:
-      result: of `lr_range_test` under ``vmap``: arrays with leading axes for the
-        seeds. Without such axes, mean and band are the curve itself.
-      coverage: which part of the seeds the band holds at each rate, in the middle: from
-        the (1 - coverage) / 2 quantile to the (1 + coverage) / 2 quantile. 1 is all.
+      result: the result of `lr_range_test` under ``vmap``: arrays with leading axes for
+        the seeds. Without such axes, mean and band are the curve itself.
+      coverage: the share of the seeds that the band holds at each rate: from the
+        (1 - coverage) / 2 quantile to the (1 + coverage) / 2 quantile. 1 holds all.
 
     Returns:
       A :class:`RangeTestBand`. A point counts only where it is valid in all seeds: a
@@ -62,10 +62,10 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
     Raises:
       ValueError: if `coverage` is not in [0, 1], or `result` has no seed.
     """
-    part = _checks.number("coverage", coverage, least=0, most=1, static=True)
+    share = _checks.number("coverage", coverage, least=0, most=1, static=True)
     rates, _, smoothed, valids = by_seed(result, jnp.asarray)
     valid = valids.all(0)
-    ends = jnp.array([(1 - part) / 2, (1 + part) / 2], smoothed.dtype)
+    ends = jnp.array([(1 - share) / 2, (1 + share) / 2], smoothed.dtype)
     curves = smoothed.mean(0), *jnp.quantile(smoothed, ends, axis=0)
     mean, low, high = (jnp.where(valid, curve, jnp.nan) for curve in curves)
     return RangeTestBand(rates[0], mean, low, high, valid)
@@ -80,25 +80,25 @@ def by_seed(result: RangeTestResult, asarray: Any) -> Any:
 
 
 def smooth(losses: jax.Array, window: float) -> jax.Array:
-    """Returns the mean of medians around each loss, without those that are NaN."""
+    """Returns the weighted mean of the medians near each loss; NaN where it is NaN."""
     if window == 0:
         return losses
     padded = jnp.pad(losses, 2, constant_values=jnp.nan)
-    near = jnp.stack([padded[i : i + len(losses)] for i in range(5)])
-    medians = jnp.nanmedian(near, axis=0)
-    # What blows up would reach far back through the window.
+    windows = jnp.stack([padded[i : i + len(losses)] for i in range(5)])
+    medians = jnp.nanmedian(windows, axis=0)
+    # Capped, since a loss that blows up would reach far back through the window.
     first, lowest = medians[0], jnp.nanmin(medians)
     limit = jnp.where(lowest < first, first + (first - lowest) / 4, jnp.inf)
-    reach = min(int(6 * window) + 1, len(losses) - 1)  # the rest is below 2e-8
+    reach = min(int(6 * window) + 1, len(losses) - 1)  # weights beyond are below 2e-8
     distance = np.arange(-reach, reach + 1)
     weights = jnp.asarray(np.exp(-0.5 * (distance / window) ** 2), losses.dtype)
 
-    def around(values: jax.Array) -> jax.Array:
-        # Not mode="same", which is as long as the longer of the two.
+    def weighted_sum(values: jax.Array) -> jax.Array:
+        # mode="same" would be as long as the longer of the two.
         total = jnp.convolve(values, weights, precision=jax.lax.Precision.HIGHEST)
         return total[reach : reach + len(losses)]
 
     valid = ~jnp.isnan(losses)
     limited = jnp.where(valid, jnp.minimum(medians, limit), 0)
-    mean = around(limited) / around(valid.astype(losses.dtype))
+    mean = weighted_sum(limited) / weighted_sum(valid.astype(losses.dtype))
     return jnp.where(valid, mean, jnp.nan)

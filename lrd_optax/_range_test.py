@@ -47,22 +47,22 @@ def lr_range_test(
     not lag as an exponential average does. Losses far above the first are capped at a
     quarter of the fall above the first median.
 
-    The whole test is one compiled :func:`jax.lax.scan`. It changes, donates and keeps
-    nothing of yours. All updates are computed; what comes after the test stops (see
-    `divergence`) is not valid.
+    The training is one compiled :func:`jax.lax.scan`. The test neither changes, donates
+    nor keeps your arrays. All updates are computed, but the points after the test has
+    stopped (see `divergence`) are not valid.
 
     An update is skipped if its loss or gradient is not finite. So one bad batch is one
     missing point, and the test goes on. Once the parameters have exploded, no later
     loss is finite, and no later point is valid.
 
     Args:
-      loss_fn: ``loss_fn(params, batch)``, returns a real scalar. It closes over what
+      loss_fn: ``loss_fn(params, batch)`` returns a real scalar. It closes over what
         does not train, such as a module's definition or batch statistics. Random keys
         may be part of the batch.
       params: the initial parameters, arrays of floats, as the optimizer takes them.
       batches: a tree of arrays ``[n, batch size, ...]``: n batches, stacked. Update i
         trains on ``batches[i % n]``, so `num_steps` + 1 batches are enough to use none
-        twice. A list of batches, an iterator or a data loader will do too; their first
+        twice. A list of batches, an iterator or a data loader will do too; its first
         `num_steps` + 1 batches are stacked.
       make_optimizer: takes a schedule and returns an optimizer: ``optax.adam``, or
         ``lambda rate: optax.chain(optax.sgd(rate), learning_rate_dropout(...))``.
@@ -88,7 +88,7 @@ def lr_range_test(
 
     Raises:
       ValueError: if a number is out of its range, the rates do not rise in float32,
-        `batches` are not stacked to one length, the loss is no scalar, or the
+        `batches` are not stacked to one length, the loss is not a scalar, or the
         optimizer does not use the schedule.
       TypeError: if an argument has a wrong type, or a function of yours needs the
         value of an array that is traced.
@@ -119,12 +119,12 @@ def lr_range_test(
     return _result(jnp.asarray(rates), losses, part * len(rates), divergence)
 
 
-# Apart from the training, so that it is compiled once for all tests of one length.
+# Separate from the training, so that it is compiled once for all tests of one length.
 @functools.partial(jax.jit, static_argnames=("window", "divergence"))
 def _result(
     rates: jax.Array, losses: jax.Array, window: float, divergence: float | None
 ) -> RangeTestResult:
-    valid = jnp.isfinite(losses[1:])  # no update made the first loss
+    valid = jnp.isfinite(losses[1:])  # no update came before the first loss
     if divergence is not None:
         # The memory of the average is as wide as the smoothing window.
         valid &= ~_stopped(losses, 1 - 1 / max(1, 2 * window), divergence)
@@ -135,8 +135,7 @@ def _result(
 class _Rate:
     """A schedule that returns the rate of the current update, whatever the count.
 
-    The count of an optimizer may not be that of the updates: ``optax.MultiSteps``
-    counts every k-th one.
+    An optimizer may not count every update: ``optax.MultiSteps`` counts every k-th one.
     """
 
     def __init__(self, value: jax.Array) -> None:
@@ -167,7 +166,7 @@ def _train(
         return carry, loss.astype(rates.dtype)
 
     state = _optimizer(make_optimizer, _Rate(rates[0])).init(params)
-    # One step more than there are rates: its loss is that after the last update.
+    # One step more than there are rates: its loss is the one after the last update.
     order = jnp.arange(len(rates) + 1) % len(jax.tree.leaves(batches)[0])
     return jax.lax.scan(step, (params, state), (order, jnp.append(rates, rates[-1])))[1]
 
@@ -183,7 +182,7 @@ def _loss(loss_fn: Any, batch: Any, params: Any) -> Any:
 
 def _optimizer(make_optimizer: Any, rate: _Rate) -> Any:
     optimizer = _checks.call("make_optimizer", make_optimizer, rate)
-    # Not isinstance: optax.MultiSteps is no GradientTransformation, and will do.
+    # No isinstance check: optax.MultiSteps is no GradientTransformation, but works.
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             "make_optimizer must return an optax.GradientTransformation, "
@@ -213,7 +212,7 @@ def _update(
 
 
 def _stopped(losses: jax.Array, memory: float, divergence: float) -> jax.Array:
-    """Returns for each loss but the first whether one before it has diverged."""
+    """Returns, for each loss but the first, whether an earlier loss has diverged."""
     finite = jnp.isfinite(losses)
     terms = jnp.stack([jnp.where(finite, losses, 0), finite.astype(losses.dtype)], 1)
     zeros = jnp.zeros_like(terms[0])
@@ -222,7 +221,7 @@ def _stopped(losses: jax.Array, memory: float, divergence: float) -> jax.Array:
     average = jnp.where(weight > 0, total / weight, jnp.inf)
     best = jax.lax.cummin(average)
     limit = best + (divergence - 1) * jnp.abs(best)
-    diverged = finite & ~(average <= limit)  # so written, it is True for NaN too
+    diverged = finite & ~(average <= limit)  # written so, it is True for NaN
     return jnp.cumsum(diverged[:-1]) > 0
 
 
@@ -252,25 +251,25 @@ def _rates(min_value: Any, max_value: Any, num_steps: Any, scale: Any) -> np.nda
     return rates
 
 
-def _stacked(batches: Any, most: int) -> Any:
+def _stacked(batches: Any, max_batches: int) -> Any:
     """Returns the batches as a tree of arrays with one leading axis."""
     is_list = isinstance(batches, list) or hasattr(batches, "__next__")
     if not is_list and hasattr(batches, "__iter__") and not hasattr(batches, "shape"):
-        # A data loader can be iterated, but is no tree.
+        # A data loader is iterable, but it is not a tree.
         is_list = jax.tree_util.treedef_is_leaf(jax.tree.structure(batches))
     if is_list:
-        items = list(itertools.islice(batches, most))
+        items = list(itertools.islice(batches, max_batches))
         shapes = sorted({str(jax.tree.map(np.shape, batch)) for batch in items})
         if len(shapes) > 1:
             got = " and ".join(shapes[:2])
             raise ValueError(f"batches in a list must be of one shape, got {got}")
         batches = jax.tree.map(_stack, *items) if items else ()
-    found = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
-    lengths = {shape[0] if shape else 0 for shape in found}
+    leaf_shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batches)]
+    lengths = {shape[0] if shape else 0 for shape in leaf_shapes}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             "batches must be arrays, stacked along a leading axis of one length above "
-            f"0, or a list of batches, got shapes {found[:9]}"
+            f"0, or a list of batches, got shapes {leaf_shapes[:9]}"
         )
     return batches
 

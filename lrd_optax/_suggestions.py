@@ -7,24 +7,25 @@ import numpy as np
 from lrd_optax import _checks
 from lrd_optax._range_result import RangeTestResult, by_seed
 
-# At its ends smoothing flattens a straight fall to 0.33 to 0.38 of its slope.
-_STILL = 0.32
+# A slope below this share of the steepest one counts as no fall. Smoothing flattens the
+# ends of a straight fall to 0.33 to 0.38 of its slope, which must still count.
+_FLAT = 0.32
 
 
 class _Curve(NamedTuple):
-    """The valid points of a range test, moved to rates that are evenly spaced in log.
+    """The valid points of a range test, interpolated at evenly spaced log rates.
 
-    Then steps of the index are steps of the log learning rate.
+    So a step of the index is always the same step of the log learning rate.
     """
 
     logs: np.ndarray  # natural logarithms of the learning rates
-    losses: np.ndarray  # smoothed, the mean of the seeds
+    losses: np.ndarray  # smoothed, the mean over the seeds
     bottom: int  # where the loss is lowest
     turned: bool  # whether the loss has risen again, or the test has stopped
 
     @property
     def slopes(self) -> np.ndarray:
-        """Of the lowest loss so far: coming down from a spike is no improvement."""
+        """Slopes of the lowest loss so far: coming down from a spike is no progress."""
         return np.gradient(np.minimum.accumulate(self.losses), self.logs)
 
     @property
@@ -39,18 +40,18 @@ def suggest_learning_rate(
 ) -> float:
     """Returns a learning rate that the curve of a range test suggests.
 
-    * ``"steepest"``: where the lowest smoothed loss so far falls fastest, by the slope
-      against the logarithm of the learning rate. (So far: the way down from a spike
-      is steep too.)
-    * ``"valley"``: the middle, in log learning rate, of the way down: from where a
-      tenth of the whole fall is done to the lowest point.
+    * ``"steepest"``: where the lowest smoothed loss so far falls fastest, by its slope
+      against the logarithm of the learning rate. (The loss itself is steep on the way
+      down from a spike too.)
+    * ``"valley"``: the middle, in log learning rate, of the way down, from the point
+      where a tenth of the whole fall is done to the lowest point.
     * ``"min_over_10"``: a tenth of the rate where the smoothed loss is lowest.
 
-    It is a place to begin a search, not its end.
+    Take it as the start of a search, not as its end.
 
     Args:
-      result: of :func:`lr_range_test`; of one under ``vmap`` the mean of the seeds is
-        taken, over the points that are valid in all of them.
+      result: the result of :func:`lr_range_test`. Under ``vmap``, the mean over the
+        seeds is used, at the points that are valid in all of them.
       method: see above.
 
     Returns:
@@ -58,20 +59,21 @@ def suggest_learning_rate(
       it). Not for use under ``jit``.
 
     Raises:
-      ValueError: if `method` is none of these, or the curve gives no answer; it says
-        why: too few valid points, a loss that never falls by more than its noise, or
-        still falls at the last rate, or falls fastest at one end.
+      ValueError: if `method` is none of these, or the curve gives no answer. The
+        message says why: too few points are valid, or the loss never falls by more than
+        its noise, still falls at the last rate, or falls fastest at one end.
     """
     _checks.choice("method", method, _METHODS)
     return float(np.exp(_METHODS[method](_curve(result))))
 
 
 def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
-    """Returns base and peak for :func:`schedules.cyclical`, by Smith's rule.
+    """Returns the base and the peak for :func:`schedules.cyclical`, by Smith's rule.
 
-    The base is the rate where the loss starts to improve, the peak is where that slows
-    down, gets ragged or ends: here the last rate up to which the smoothed loss has
-    fallen by no more than a tenth of its whole fall, and the first by nine tenths.
+    By this rule the base is the rate where the loss starts to fall, and the peak is the
+    rate where the fall slows down, gets ragged or ends. Here the peak is the first rate
+    at which nine tenths of the whole fall of the smoothed loss are done. The base is
+    the last rate before it at which no more than a tenth is done.
 
     Args:
       result: as for :func:`suggest_learning_rate`.
@@ -80,7 +82,7 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
       ``(base_value, peak_value)``, two Python floats. Not for use under ``jit``.
 
     Raises:
-      ValueError: if the curve gives no answer; it says why.
+      ValueError: if the curve gives no answer. The message says why.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
@@ -98,12 +100,12 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
       <https://arxiv.org/abs/1506.01186>`_, 2017, section 3.3
     """
     curve = _curve(result)
-    base, peak = np.exp(curve.logs[list(_fallen(curve))])
+    base, peak = np.exp(curve.logs[list(_fall_ends(curve))])
     return float(base), float(peak)
 
 
 def _curve(result: RangeTestResult) -> _Curve:
-    # In NumPy: the seeds may be sharded.
+    # In NumPy, since the seeds may be sharded.
     rates, raw, smoothed, valids = by_seed(result, np.asarray)
     valid = valids.all(0)
     number = int(valid.sum())
@@ -120,13 +122,13 @@ def _curve(result: RangeTestResult) -> _Curve:
     logs = np.log(rates[0, valid].astype(float))
     losses = smoothed[:, valid].mean(0, dtype=float)
     noise = _noise(raw[:, valid].mean(0, dtype=float)) + 2 * _noise(losses)
-    even = np.linspace(logs[0], logs[-1], number)
-    losses = np.interp(even, logs, losses)
+    even_logs = np.linspace(logs[0], logs[-1], number)
+    losses = np.interp(even_logs, logs, losses)
     bottom = int(losses.argmin())
-    # One point that is missing is no turn; what is missing at the end has diverged.
-    curve = _Curve(even, losses, bottom, bottom < number - 1 or not valid[-1])
+    # A point that is missing in the middle is no turn; one at the end has diverged.
+    curve = _Curve(even_logs, losses, bottom, bottom < number - 1 or not valid[-1])
     fall = losses[0] - losses[bottom]
-    # The range of smoothed noise is below this, and so is that of any other.
+    # Noise alone has a smaller range than this, smoothed or not.
     if not fall > 2 * noise:
         raise ValueError(
             f"the loss never falls clearly, by {fall:.3g} at most where its noise is "
@@ -136,24 +138,24 @@ def _curve(result: RangeTestResult) -> _Curve:
     return curve
 
 
-def _fallen(curve: _Curve) -> tuple[int, int]:
-    """Returns where a tenth of the fall is done, and the first point with nine tenths.
+def _fall_ends(curve: _Curve) -> tuple[int, int]:
+    """Returns the points where one tenth and where nine tenths of the fall are done.
 
-    The tenth by the last such point before the peak: the lowest loss so far may be the
-    noise of a single point.
+    The second is the first point that has fallen by nine tenths. The first is the last
+    point before it that has fallen by at most a tenth: an earlier one may be noise.
     """
     _check_ends(curve, first=True, last=True)
     start, end = curve.losses[0], curve.losses[curve.bottom]
-    fallen = (start - curve.losses) / (start - end)
-    peak = int(np.flatnonzero(fallen >= 0.9)[0])
-    return int(np.flatnonzero(fallen[:peak] <= 0.1)[-1]), peak
+    done = (start - curve.losses) / (start - end)
+    peak = int(np.flatnonzero(done >= 0.9)[0])
+    return int(np.flatnonzero(done[:peak] <= 0.1)[-1]), peak
 
 
 def _noise(losses: np.ndarray) -> float:
-    """Returns the standard deviation of what is not smooth.
+    """Returns the standard deviation of the noise on a smooth curve.
 
-    From the median of second differences, which neither a trend nor a blow-up moves. Of
-    few points it would take the curve itself for noise.
+    It comes from the median of the second differences, which neither a trend nor a
+    blow-up moves. With few points it would take the curve itself for noise, so it is 0.
     """
     if len(losses) < 20:
         return 0.0
@@ -162,7 +164,7 @@ def _noise(losses: np.ndarray) -> float:
 
 def _check_ends(curve: _Curve, first: bool, last: bool) -> None:
     """Raises if the fall began before the first point, or goes on after the last."""
-    if first and curve.slopes[0] < _STILL * curve.slopes.min():
+    if first and curve.slopes[0] < _FLAT * curve.slopes.min():
         fault = "falls fast from the first learning rate on: lower min_value"
     elif last and not curve.turned:
         fault = "still falls at the last learning rate: raise max_value"
@@ -172,13 +174,13 @@ def _check_ends(curve: _Curve, first: bool, last: bool) -> None:
 
 
 def _steepest(curve: _Curve) -> float:
-    falls = curve.slopes[curve.bottom] < _STILL * curve.slopes.min()
+    falls = curve.slopes[curve.bottom] < _FLAT * curve.slopes.min()
     _check_ends(curve, first=True, last=bool(falls))
     return float(curve.logs[curve.slopes.argmin()])
 
 
 def _valley(curve: _Curve) -> float:
-    return float(curve.logs[_fallen(curve)[0]] + curve.logs[curve.bottom]) / 2
+    return float(curve.logs[_fall_ends(curve)[0]] + curve.logs[curve.bottom]) / 2
 
 
 def _min_over_10(curve: _Curve) -> float:

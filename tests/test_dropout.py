@@ -221,6 +221,7 @@ def test_vmap_over_keep_prob_equals_one_by_one():
     assert (np.diff(members, axis=0) >= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_ensemble_over_seeds_keep_probs_and_parameters_equals_one_by_one():
     def train(seed, keep_prob, params):
@@ -266,6 +267,7 @@ def test_ensemble_of_one_key_shares_its_masks():
     np.testing.assert_array_equal(out, np.tile(apply_once(members[0]), (4, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("base", [optax.sgd, optax.adam])
 def test_meta_gradient_through_unrolled_updates(base):

@@ -95,6 +95,8 @@ def test_range_test(ax, scale):
     assert ax.get_xscale() == scale
     low, high = ax.get_ylim()
     assert low < smooth[:40].min() < smooth.max() < high
+    # The rates where the test had stopped are shown too.
+    assert ax.get_xlim() == (rates[0], rates[-1])
 
 
 def test_range_test_of_seeds(ax):

@@ -132,6 +132,7 @@ def mlp_loss(params, batch):
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize(
     ("name", "make_optimizer"),
@@ -290,6 +291,7 @@ def test_negative_losses(offset):
     assert result.losses[-1] < result.losses[0]
 
 
+@pytest.mark.slow
 def test_seeds_by_vmap():
     """Each seed is as it is alone, also one that diverges where others do not."""
 
@@ -474,6 +476,7 @@ def test_suggestions_do_not_depend_on_divergence(divergence):
             assert expected / window < found < expected * window, (max_value, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "size"), [(1, 2), (3, 2), (6, 5), (40, 5), (20, -2)])
 def test_one_odd_batch(step, size):
     """It is no part of the curve."""

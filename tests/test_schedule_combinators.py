@@ -19,6 +19,7 @@ def climb(count):
     return 2.0 + jnp.asarray(count).astype(jnp.float32)
 
 
+@pytest.mark.slow
 def test_per_epoch():
     count = jnp.array([0, 389, 390, 390 * 7 + 195, LAST])
     whole = schedules.per_epoch(line, 390)(count)

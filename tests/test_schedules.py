@@ -28,6 +28,7 @@ def test_formula(steps):
         check(CASES[name], value, theirs[name](count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x64", [True], indirect=True)
 def test_formula_in_x64(x64):
     steps = 390
@@ -39,6 +40,7 @@ def test_formula_in_x64(x64):
         np.testing.assert_allclose(value, expected, 1e-12, 1e-30, err_msg=name)
 
 
+@pytest.mark.slow
 def test_slow_decays():
     """Where the exponent is up to 69, and twice rounded would be wrong by 1e-5."""
     rng = np.random.default_rng(0)
@@ -58,6 +60,7 @@ def test_slow_decays():
             check(case, getattr(schedules, name)(0.3, factor, size)(count), expected)
 
 
+@pytest.mark.slow
 def test_powers():
     """The power multiplies the relative error of what is left."""
     rng = np.random.default_rng(0)
@@ -125,6 +128,7 @@ def test_values_of_pytorch(name):
     np.testing.assert_allclose(ours, values, rtol=1e-6, atol=3e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_values_of_optax():
     """Where its functions are exact: eager, and not too many steps."""

@@ -111,6 +111,7 @@ def test_seeds_are_averaged():
     np.testing.assert_allclose(every(result(LOG, curves)), short, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_spread_over_seeds_is_small():
     """Noise of a tenth of the fall: the steepest point moves by less than a quarter of
     a decade, where unsmoothed it is anywhere."""
@@ -272,6 +273,7 @@ def test_few_points(number):
     assert 0.003 < found < 0.04
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [1, 2])
 def test_smoothed_fall_to_the_end(power):
     """Smoothing flattens it there, and it is no end of the fall all the same."""

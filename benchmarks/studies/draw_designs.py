@@ -1,12 +1,12 @@
-"""The designs of the draw that were tried: what each costs, and how random it is.
+"""What each design of the draw that was tried costs, and how random it is.
 
     python benchmarks/studies/draw_designs.py
 
-Times ResNet-34 in float32 and writes benchmarks/results/<device>-draw_designs.json.
+It times ResNet-34 in float32 and writes benchmarks/results/<device>-draw_designs.json.
 The last column is the largest of 1,216 correlations between masks, in standard
-deviations: elements at 64 distances, leaves whose hashes share their first word, and
-leaves that overlap on the Weyl sequence.
-Independent masks give about 3.6; far more than that is structure.
+deviations. They are correlations between elements at 64 distances, between leaves whose
+hashes share their first word, and between leaves that overlap on the Weyl sequence.
+Independent masks give about 3.6; far more than that means structure.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from step_cost import bernoulli_dropout
 
 Draw = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-ODD = 0xED5AD4BB  # of the library's draw
-# By so many elements two leaves overlap on the Weyl sequence.
+ODD = 0xED5AD4BB  # as in the draw of the library
+# The distances on the Weyl sequence between two leaves that overlap.
 OVERLAPS = (1, 2, 3, 64, 4096, 2**14, 2**15, 2**16, 2**17, 2**18)
 
 
 def multiply_xorshift(rounds: int) -> Draw:
-    """`rounds` rounds over a Weyl sequence; three is what the library does."""
+    """Returns a draw of `rounds` rounds over a Weyl sequence; the library has three."""
 
     def draw(index, first, second):
         step = index * np.uint32(ODD)
@@ -48,13 +48,13 @@ def multiply_xorshift(rounds: int) -> Draw:
 
 
 def threefry(index, first, second):
-    """The cipher behind jax.random, 20 rounds, for every element."""
+    """The cipher behind jax.random, with 20 rounds for every element."""
     keys = (first, second, first ^ second ^ np.uint32(0x1BD11BDA))
     x, y = index + keys[0], jnp.zeros_like(index) + keys[1]
     for block in range(5):
-        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[block % 2]:
+        for shift in ((13, 15, 26, 6), (17, 29, 16, 24))[block % 2]:
             x = x + y
-            y = (y << np.uint32(turn)) | (y >> np.uint32(32 - turn))
+            y = (y << np.uint32(shift)) | (y >> np.uint32(32 - shift))
             y = x ^ y
         x = x + keys[(block + 1) % 3]
         y = y + keys[(block + 2) % 3] + np.uint32(block + 1)
@@ -62,7 +62,7 @@ def threefry(index, first, second):
 
 
 def row_major(shape: tuple[int, ...]) -> jax.Array:
-    """The element's index from one iota a dimension."""
+    """Returns the index of each element, from one iota per dimension."""
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for dim in reversed(range(len(shape))):
         position = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
@@ -71,12 +71,12 @@ def row_major(shape: tuple[int, ...]) -> jax.Array:
 
 
 def reshaped(shape: tuple[int, ...]) -> jax.Array:
-    """The element's index from one flat iota. (Cannot be sharded in place.)"""
+    """Returns the index of each element, from one flat iota. It cannot be sharded."""
     return jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape)
 
 
 def dropout(
-    draw: Draw, index: Callable = row_major, key_a_leaf: bool = False
+    draw: Draw, index: Callable = row_major, key_per_leaf: bool = False
 ) -> optax.GradientTransformation:
     """Learning Rate Dropout at 0.5 with another draw."""
     number = np.arange(1, 2000, dtype=np.uint32)[:, None]
@@ -88,18 +88,18 @@ def dropout(
     def update(updates, words, params=None):
         key = jax.random.wrap_key_data(words, impl="threefry2x32")
         leaves, treedef = jax.tree.flatten(updates)
-        count = len(leaves) + 1 if key_a_leaf else 2
+        count = len(leaves) + 1 if key_per_leaf else 2
         fold = jax.vmap(lambda i: jax.random.fold_in(key, i))
         drawn = jax.random.key_data(fold(np.arange(count, dtype=np.uint32)))
 
         @jax.jit
         def masked(leaf, pair, number):
-            pair = pair if key_a_leaf else pair + number
+            pair = pair if key_per_leaf else pair + number
             hashed = draw(index(leaf.shape), pair[0], pair[1])
             return jnp.where(hashed >> np.uint32(8) < np.uint32(2**23), leaf, 0)
 
         kept = [
-            masked(leaf, drawn[i + 1 if key_a_leaf else 1], numbers[i])
+            masked(leaf, drawn[i + 1 if key_per_leaf else 1], numbers[i])
             for i, leaf in enumerate(leaves)
         ]
         return jax.tree.unflatten(treedef, kept), drawn[0]
@@ -108,7 +108,7 @@ def dropout(
 
 
 def largest_correlation(draw: Draw, keys: int = 16, size: int = 2**22) -> float:
-    """The largest |z| between masks that should be independent."""
+    """Returns the largest |z| between masks that should be independent."""
     powers = (9, 12, 13, 14, 15, 16, 17, 18)
     lags = (*range(1, 41), *(2**i + j for i in powers for j in (-1, 0, 1)))
     index = np.arange(size + max(lags), dtype=np.uint32)
@@ -139,7 +139,7 @@ DESIGNS = {
     "two rounds": (dropout(multiply_xorshift(2)), multiply_xorshift(2)),
     "three rounds": (dropout(multiply_xorshift(3)), multiply_xorshift(3)),
     "three rounds, key a leaf": (
-        dropout(multiply_xorshift(3), key_a_leaf=True),
+        dropout(multiply_xorshift(3), key_per_leaf=True),
         multiply_xorshift(3),
     ),
     "three rounds, flat iota": (

@@ -1,13 +1,13 @@
-"""Learning-rate finders: what they suggest, how far that scatters, how well it trains.
+"""Learning-rate finders: what they suggest, how much that varies, how well it trains.
 
     python benchmarks/studies/lr_finders.py
 
-A small MLP on the digits (that of tests/data/lr_finders.json), 64 seeds with weights
-and batches of their own. All rules read the same range test: ours, and those of
-torch-lr-finder, Lightning and fastai, written out here with their smoothing, pairing
-and stop, and without the points that they leave out (the originals are run by
-benchmarks/record_lr_finders.py). Each seed is then trained for 10 epochs at the rate
-that its own curve suggested.
+The model is the small MLP of tests/data/lr_finders.json on the digits. Each of 64 seeds
+has its own weights and batches. All rules read the same range test: ours, and those of
+torch-lr-finder, Lightning and fastai. Theirs are written out here, each with its own
+smoothing, pairing and stop, and without the points that it leaves out. (The originals
+are run by benchmarks/record_lr_finders.py.) Then each seed is trained for 10 epochs at
+the rate that its own curve suggested.
 """
 
 import functools
@@ -67,7 +67,7 @@ def range_tests(name: str, params: Any, orders: Any, x: Any, y: Any) -> Any:
     def loss_fn(params, batch):
         return mean_loss(params, x[batch], y[batch])
 
-    def one(params, order):
+    def one_seed(params, order):
         test = functools.partial(
             lrd_optax.lr_range_test,
             loss_fn,
@@ -80,20 +80,20 @@ def range_tests(name: str, params: Any, orders: Any, x: Any, y: Any) -> Any:
         )
         return test(), test(divergence=None).losses, loss_fn(params, order[0])
 
-    return jax.vmap(one)(params, orders)
+    return jax.vmap(one_seed)(params, orders)
 
 
 def averaged(losses: np.ndarray, memory: float, late: int) -> np.ndarray:
-    """An exponential average; `late` steps too many in the correction of its bias."""
-    total, found = 0.0, []
+    """Returns an exponential average. Its bias correction is `late` steps ahead."""
+    total, averages = 0.0, []
     for step, loss in enumerate(losses):
         total = memory * total + (1 - memory) * loss
-        found.append(total / (1 - memory ** (step + 1 + late)))
-    return np.array(found)
+        averages.append(total / (1 - memory ** (step + 1 + late)))
+    return np.array(averages)
 
 
-def until(losses: np.ndarray, times: float) -> np.ndarray:
-    """Cuts the curve where it is above `times` its best so far, that point included."""
+def cut(losses: np.ndarray, times: float) -> np.ndarray:
+    """Cuts the curve after the first point above `times` the best so far."""
     over = np.flatnonzero(losses > times * np.minimum.accumulate(losses))
     return losses[: over[0] + 1] if len(over) else losses
 
@@ -102,17 +102,17 @@ def torch_lr_finder(rates: np.ndarray, losses: np.ndarray) -> float:
     smooth = [losses[0]]
     for loss in losses[1:]:
         smooth.append(0.05 * loss + 0.95 * smooth[-1])
-    curve = until(np.array(smooth), 5)
+    curve = cut(np.array(smooth), 5)
     return rates[10:-5][np.gradient(curve[10:-5]).argmin()]
 
 
 def lightning(rates: np.ndarray, losses: np.ndarray) -> float:
-    curve = until(averaged(losses, 0.98, late=1), 4)
+    curve = cut(averaged(losses, 0.98, late=1), 4)
     return rates[10:][np.gradient(curve[10:-1], rates[10 : len(curve) - 1]).argmin()]
 
 
 def fastai_curve(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, ...]:
-    curve = until(averaged(losses, 0.98, late=0), 4)
+    curve = cut(averaged(losses, 0.98, late=0), 4)
     return rates[10 : len(curve) - 5], curve[10:-5]
 
 
@@ -150,7 +150,7 @@ def train(name: str, rates: Any, params: Any, orders: Any, x: Any, y: Any, test:
 
     @jax.jit
     @jax.vmap
-    def one(rate, params, order):
+    def one_seed(rate, params, order):
         optimizer = OPTIMIZERS[name][0](rate)
 
         def step(carry, batch):
@@ -163,22 +163,22 @@ def train(name: str, rates: Any, params: Any, orders: Any, x: Any, y: Any, test:
         (params, _), _ = jax.lax.scan(step, start, order)
         return mean_loss(params, *test)
 
-    return np.asarray(one(jnp.asarray(rates, jnp.float32), params, orders))
+    return np.asarray(one_seed(jnp.asarray(rates, jnp.float32), params, orders))
 
 
 def suggestions(name: str, params: Any, orders: Any, x: Any, y: Any) -> dict[str, Any]:
     result, free, first = range_tests(name, params, orders, x, y)
     rates = np.asarray(result.learning_rates[0], float)
-    # The others give a rate the loss that was measured just before its update.
+    # The others pair a rate with the loss measured just before its update.
     before = np.concatenate([np.asarray(first)[:, None], free[:, :-1]], axis=1)
     names = [*(f"ours, {method}" for method in METHODS), "ours, peak of cycle", *OTHERS]
     found: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(SEEDS):
-        one = jax.tree.map(lambda each, seed=seed: each[seed], result)
+        single = jax.tree.map(lambda leaf, seed=seed: leaf[seed], result)
         for method in METHODS:
-            rate = lrd_optax.suggest_learning_rate(one, method)
+            rate = lrd_optax.suggest_learning_rate(single, method)
             found[f"ours, {method}"].append(rate)
-        found["ours, peak of cycle"].append(lrd_optax.suggest_cycle(one)[1])
+        found["ours, peak of cycle"].append(lrd_optax.suggest_cycle(single)[1])
         for other, rule in OTHERS.items():
             with np.errstate(over="ignore"):
                 found[other].append(float(rule(rates, before[seed].astype(float))))
@@ -195,7 +195,7 @@ def main() -> None:
     print(f"{'':14}{'':22}{'median':>10}{'scatter':>10}{'test loss':>11}{'worst':>8}")
     for name, (_, low, high) in OPTIMIZERS.items():
         found = suggestions(name, params, orders, x, y)
-        # The best fixed rate, for comparison: of a grid, the same for all seeds.
+        # For comparison, the best fixed rate of a grid, the same for all seeds.
         grid = np.geomspace(low * 100, high, 31)
         losses = [
             train(name, np.full(SEEDS, r), params, orders, x, y, (test_x, test_y))
@@ -212,7 +212,7 @@ def main() -> None:
                 "optimizer": name,
                 "rule": rule,
                 "median": float(np.median(rates)),
-                # Half of the range of the middle 68 %, in decades: a robust deviation.
+                # Half of the range of the middle 68 %, in decades: robust to outliers.
                 "scatter_decades": float(
                     np.diff(np.quantile(np.log10(rates), [0.16, 0.84]))[0] / 2
                 ),

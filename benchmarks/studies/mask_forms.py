@@ -2,9 +2,10 @@
 
     python benchmarks/studies/mask_forms.py cpu     # or v5e, h100: see accelerators.py
 
-Each form is a threading of the key, a way in which the number of a leaf enters, a way
-to count its elements, and a hash. A step for ResNet-34 in float32 is compiled with
-each, and on a CPU it is timed. Writes benchmarks/results/<target>-mask_forms.json.
+A form has four parts: how the key changes from step to step (its threading), how the
+number of a leaf enters, how its elements are counted, and a hash. A step for ResNet-34
+in float32 is compiled with each form, and on a CPU it is timed. Writes
+benchmarks/results/<target>-mask_forms.json.
 """
 
 import argparse
@@ -33,14 +34,14 @@ WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint32)
 
 
 def threefry(words):
-    """Two calls of fold_in, as before this form was chosen."""
+    """Two calls of fold_in, as in the first form of the library."""
     key = jax.random.wrap_key_data(words, impl="threefry2x32")
     following, now = (jax.random.key_data(jax.random.fold_in(key, i)) for i in (0, 1))
     return following, now[0], now[1]
 
 
 def feistel(words):
-    """The library's rounds, as straight code on every platform."""
+    """The rounds of the library, as straight-line code on every platform."""
     left, right = words[0], words[1]
     for constant in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344):
         x = right + np.uint32(constant)
@@ -70,14 +71,14 @@ def behind_a_barrier(first, second, number, leaf):
 
 
 def from_a_table(first, second, number, leaf):
-    """One array with a row per leaf, of which each kernel takes its own."""
+    """One array with a row per leaf; each kernel takes its own row."""
     leaves = np.arange(1000, dtype=np.uint32)[:, None] * number[None] + number
     table = jnp.stack([first, second]) + leaves
     return table[leaf, 0], table[leaf, 1]
 
 
 def nowhere(first, second, number, leaf):
-    """All leaves draw alike: wrong, and what the number costs is what this saves."""
+    """All leaves draw alike. It is wrong; what it saves is the cost of the number."""
     return first, second
 
 
@@ -90,7 +91,7 @@ def horner(shape):
 
 
 def before(index, first, second):
-    """Three multipliers and three shifts, and the second word alone in the middle."""
+    """Three multipliers, three shifts, and the second word added in the middle."""
     start = index * np.uint32(0x9E3779B1) + first
     x = start ^ (start >> np.uint32(17))
     x = x * np.uint32(0xED5AD4BB)
@@ -102,7 +103,7 @@ def before(index, first, second):
 
 
 def no_hash(index, first, second):
-    """Neighbours move together: wrong, and what the hash costs is what this saves."""
+    """Neighbors move together. It is wrong; what it saves is the cost of the hash."""
     return index + first
 
 
@@ -154,8 +155,8 @@ def dropout(form: Form) -> optax.GradientTransformation:
         for n, leaf in enumerate(leaves):
             number = (n + 1) * 0x9E3779B1 % 2**32
             number = np.array([number, number ^ 1], np.uint32)
-            which = n if form.number is from_a_table else None
-            chosen = mask(first, second, number, leaf.shape, which)
+            row = n if form.number is from_a_table else None
+            chosen = mask(first, second, number, leaf.shape, row)
             kept.append(jax.lax.select(chosen, leaf, jnp.zeros_like(leaf)))
         return jax.tree.unflatten(treedef, kept), following
 
@@ -172,15 +173,15 @@ def forms() -> dict[str, optax.GradientTransformation]:
 
 
 def table(target: str) -> list[dict]:
-    """What a step costs with each form, as the compiler of an accelerator has it."""
-    found, rows = compiled.devices(target), []
+    """Returns what the compiler of an accelerator says about a step with each form."""
+    devices, rows = compiled.devices(target), []
     print(f"{target}. {compiled.NOTE}\n{accelerators.HEADER}", flush=True)
     for optimizer in OPTIMIZERS:
         base_tx = timing.OPTIMIZERS[optimizer]()
-        base = compiled.figures(target, found, "one", base_tx, TREE)  # pays start-up
+        base = compiled.figures(target, devices, "one", base_tx, TREE)  # pays start-up
         for name, form in {"base": optax.identity(), **forms()}.items():
             tx = optax.chain(base_tx, form)
-            cost = compiled.figures(target, found, "one", tx, TREE, repeats=2)
+            cost = compiled.figures(target, devices, "one", tx, TREE, repeats=2)
             base = cost if name == "base" else base
             title = f"{optimizer}, {name}"
             print(accelerators.row(title, cost, base, TREE), flush=True)
@@ -189,7 +190,7 @@ def table(target: str) -> list[dict]:
 
 
 def timed(rounds: int) -> list[dict]:
-    """What a step costs on this machine with each form."""
+    """Returns what a step with each form costs on this machine."""
     rows = []
     print(timing.HEADER)
     for optimizer in (*OPTIMIZERS, "SGD"):
@@ -213,8 +214,8 @@ def main() -> None:
     rows = table(args.target)
     path = timing.RESULTS / f"{args.target}-mask_forms.json"
     machine = compiled.machine(args.target)
-    written = {"note": compiled.NOTE, "machine": machine, "rows": rows}
-    path.write_text(records.dumps(written) + "\n")
+    results = {"note": compiled.NOTE, "machine": machine, "rows": rows}
+    path.write_text(records.dumps(results) + "\n")
     print("written:", path)
 
 

@@ -1,27 +1,27 @@
-"""Puts masks to dieharder, a battery of tests for random number generators.
+"""Tests masks with dieharder, a battery of tests for random number generators.
 
     python benchmarks/studies/mask_quality.py           # everything: about an hour
     python benchmarks/studies/mask_quality.py --quick   # five small tests: two minutes
     python benchmarks/studies/mask_quality.py --streams rows --tests bitstream runs
 
-Needs the program dieharder (Debian and Ubuntu: apt install dieharder). The whole run
-writes benchmarks/results/<device>-mask_quality.json; a part of it is only printed.
+It needs the program dieharder (Debian and Ubuntu: apt install dieharder). A whole run
+writes benchmarks/results/<device>-mask_quality.json; a partial run only prints.
 
-A stream says which elements are neighbours in the bits that dieharder reads. Each is
+A stream says which elements are neighbors in the bits that dieharder reads. Each is
 drawn with keep_prob 0.5 and 0.1, through the public functions of the library only:
 
   seeds     the same element for seeds s, s + 1, s + 2, ...
   steps     the same element in successive optimizer steps
   leaves    the same element of successive leaves, 1,000 of them
-  rows      down the columns of a matrix, of 64, 576, 1,000 and 4,096 columns in turn
+  rows      down the columns of a matrix with 64, 576, 1,000 and 4,096 columns in turn
   elements  successive elements of one leaf
 
-The controls say what the tests are worth:
+The controls show what the tests can find:
 
-  pcg64       NumPy's generator: what fails here is the fault of a test
-  two rounds  the draw of the library without the last of its three rounds: has
+  pcg64       the generator of NumPy: what fails here is the fault of a test
+  two rounds  the draw of the library without the last of its three rounds: it has
               correlations (see draw_designs.py) that dieharder may not see
-  one round   with the first round only: must fail somewhere
+  one round   the draw with its first round only: must fail somewhere
   weyl        a Weyl sequence without any hashing: must fail nearly everywhere
 """
 
@@ -55,11 +55,11 @@ Masks = Iterator[np.ndarray]
 BLOCK = 2**24
 WIDTHS = (64, 576, 1000, 4096)
 LEAVES = 1000
-ELEMENTS = 8192  # that are looked at for many seeds, or for many steps
-LEAST_DRAWS = 2**26  # to count how many are kept
-# No two columns share a seed, nor does what is run again: no bit is tested twice. The
-# stream "seeds" uses the most of them, 2**24.5 at keep_prob 0.1.
-SEEDS_A_COLUMN, SEEDS_A_RUN = 2**28, 2**25
+ELEMENTS = 8192  # in the streams "seeds" and "steps"
+LEAST_DRAWS = 2**26  # for a count of how many are kept
+# No two columns share a seed, nor do two runs of a test: no bit is tested twice. The
+# stream "seeds" uses the most seeds, 2**24.5 at keep_prob 0.1.
+SEEDS_PER_COLUMN, SEEDS_PER_RUN = 2**28, 2**25
 WEAK, FAILED = 0.01, 2e-6  # two-sided, as dieharder means them
 AGAIN = 1e-4  # below this a test is run again, on other seeds
 
@@ -69,10 +69,10 @@ def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
 
 
 def seeds(keep_prob: float, seed: int) -> Masks:
-    def of_one(seed):
+    def one_seed(seed):
         return lrd_optax.sample_mask(seed, shape(ELEMENTS), keep_prob)
 
-    draw = jax.jit(jax.vmap(of_one, out_axes=1))
+    draw = jax.jit(jax.vmap(one_seed, out_axes=1))
     count = BLOCK // ELEMENTS
     for first in itertools.count(seed, count):
         yield draw(first + np.arange(count, dtype=np.uint32))
@@ -93,7 +93,7 @@ def steps(keep_prob: float, seed: int) -> Masks:
     state = dropout.init(ones)
     while True:
         state, kept = many(state)
-        yield kept.T  # not in `many`: XLA would write every step's mask scattered
+        yield kept.T  # not in `many`: XLA would scatter the writes of each mask
 
 
 def leaves(keep_prob: float, seed: int) -> Masks:
@@ -108,11 +108,11 @@ def leaves(keep_prob: float, seed: int) -> Masks:
 
 
 def rows(keep_prob: float, seed: int) -> Masks:
-    def of_width(width):
+    def make_draw(width):
         tree = shape(BLOCK // width, width)
         return jax.jit(lambda seed: lrd_optax.sample_mask(seed, tree, keep_prob).T)
 
-    draws = [of_width(width) for width in WIDTHS]
+    draws = [make_draw(width) for width in WIDTHS]
     for number, draw in zip(itertools.count(seed), itertools.cycle(draws)):
         yield draw(np.uint32(number))
 
@@ -171,10 +171,10 @@ COLUMNS = [(stream, keep_prob) for stream in OURS for keep_prob in (0.5, 0.1)] +
     ("weyl", 0.5),
 ]
 
-# The tests that dieharder calls good, with its options. A smaller -p (100 or, for 201,
-# 1,000 is the default) is where a test would read more than 120 MB, the largest share
-# of the time at keep_prob 0.1. Left out for the same reason: 17, 205, 207, and 203
-# at more lags.
+# The tests that dieharder calls good, with its options. The default of -p is 100 (1,000
+# for 201). It is smaller if a test would read more than 120 MB, since reading takes
+# most of the time at keep_prob 0.1. For the same reason 17, 205, 207, and 203 at more
+# lags are left out.
 TESTS = {
     "birthdays": "-d 0",
     "operm5": "-d 1 -p 25",
@@ -206,7 +206,7 @@ TESTS = {
     "monobit2": "-d 209",
 }
 QUICK = ("birthdays", "count_1s_stream", "parking_lot", "2dsphere", "runs")
-# What dieharder is to print of each p-value.
+# What dieharder has to print for each p-value.
 FIELDS = ("test_name", "ntuple", "tsamples", "psamples", "pvalues", "assessment")
 
 
@@ -215,18 +215,18 @@ def fair_bits(mask: np.ndarray, keep_prob: float) -> np.ndarray:
     mask = mask.reshape(-1)
     if keep_prob == 0.5:
         return mask
-    # Von Neumann's extraction, on pairs of neighbours: 01 is a 0, 10 is a 1, 00 and 11
+    # Von Neumann's extraction, on pairs of neighbors: 01 is a 0, 10 is a 1, 00 and 11
     # are thrown away. If the entries are iid, 01 and 10 have the same probability
-    # p (1 - p) whatever p is, and pairs are independent: the bits are exactly fair and
-    # independent. So they cannot show a wrong p (the number kept is tested apart), nor
-    # what could be seen in the pairs thrown away only.
+    # p (1 - p), whatever p is, and pairs are independent. So the bits are exactly fair
+    # and independent. They cannot show a wrong p (the number kept is tested
+    # separately), nor a fault that is only in the pairs thrown away.
     pairs = mask[: mask.size // 2 * 2].view(np.uint16)
     unequal = np.compress((pairs != 0x0000) & (pairs != 0x0101), pairs)
     return unequal.view(bool)[::2]  # the first of each pair
 
 
 class Source:
-    """The masks of one stream as bytes, and the count of what was kept in them."""
+    """The masks of one stream as bytes, and how many elements they keep."""
 
     def __init__(self, stream: str, keep_prob: float, seed: int) -> None:
         self.stream, self.keep_prob, self.seed = stream, keep_prob, seed
@@ -242,22 +242,22 @@ class Source:
         return np.packbits(bits[: bits.size // 8 * 8]).tobytes()
 
     def z(self) -> float:
-        """The number kept, in standard deviations from its mean."""
+        """Returns the number kept, in standard deviations from its mean."""
         variance = self.drawn * self.keep_prob * (1 - self.keep_prob)
         return (self.kept - self.drawn * self.keep_prob) / math.sqrt(variance)
 
     def p_value(self) -> float:
-        """Of that number, two-sided."""
+        """Returns the two-sided p-value of the number kept."""
         return math.erfc(abs(self.z()) / math.sqrt(2))
 
 
 class Result(NamedTuple):
-    """One p-value: what dieharder says of it, and what it took."""
+    """One p-value: what dieharder says about it, and what it cost."""
 
     stream: str
     keep_prob: float
     test: str
-    part: int  # of a test with several p-values, from 1
+    part: int  # number of the p-value in its test, from 1
     test_name: str  # these six are dieharder's
     ntuple: int
     tsamples: int
@@ -266,17 +266,17 @@ class Result(NamedTuple):
     assessment: str
     megabytes: float  # read by the whole test
     seconds: float
-    again: float | None = None  # the p-value from other seeds, where this one is small
+    again: float | None = None  # the p-value from other seeds, if this one is small
 
     def label(self) -> str:
         return f"{self.test} ({self.part})" if self.part > 1 else self.test
 
     def calibrated(self) -> float:
-        """The p-value that this one would be if dieharder's were uniform.
+        """Returns the p-value that would be uniform for a perfect generator.
 
-        Dieharder compares the sorted p-values of its samples with i / (n + 1) and not
-        with the steps of their distribution, so that few samples look too good: of 10,
-        16 % of all generators reach 0.99. The law of that distance is simulated here.
+        Dieharder compares the sorted p-values of its samples with i / (n + 1), not with
+        the steps of their distribution. So few samples look too good: with 10 samples,
+        16 % of perfect generators reach 0.99. So the law of the distance is simulated.
         """
         printed = min(max(self.p_value, 5e-9), 1 - 5e-9)  # to eight decimals
         if self.psamples == 1:
@@ -284,11 +284,11 @@ class Result(NamedTuple):
         distance = scipy.stats.kstwo.isf(printed, self.psamples)
         law = distances(self.psamples)
         beyond = law.size - np.searchsorted(law, distance)
-        # Too far out to be simulated: dieharder's is too large rather than too small.
+        # Too far out to simulate: the one of dieharder is too large, if anything.
         return printed if beyond < 100 else float(beyond / law.size)
 
     def two_sided(self) -> float:
-        """Near 1 is as suspicious as near 0."""
+        """Returns the two-sided p-value: near 1 is as suspicious as near 0."""
         return 2 * min(self.calibrated(), 1 - self.calibrated())
 
     def mark(self) -> str:
@@ -299,7 +299,7 @@ class Result(NamedTuple):
 
 @functools.cache
 def distances(samples: int) -> np.ndarray:
-    """Sorted draws of dieharder's distance for this many uniform p-values."""
+    """Returns sorted draws of the distance of dieharder for uniform p-values."""
     rng, expected = np.random.default_rng(0), np.arange(1, samples + 1) / (samples + 1)
     blocks = [
         np.abs(np.sort(rng.random((1000, samples)), axis=1) - expected).max(axis=1)
@@ -309,7 +309,7 @@ def distances(samples: int) -> np.ndarray:
 
 
 def dieharder(test: str, source: Source) -> list[Result]:
-    """Runs one test on bytes from `source`, for as long as it reads them."""
+    """Runs one test on bytes from `source`, as many as it reads."""
     flags = [word for field in FIELDS for word in ("-D", field)]
     command = ["dieharder", "-g", "200", *TESTS[test].split(), "-c", ",", *flags]
     start, sent = time.perf_counter(), 0
@@ -325,9 +325,9 @@ def dieharder(test: str, source: Source) -> list[Result]:
                 block = source.block()
                 for i in range(0, len(block), 2**16):
                     sent += process.stdin.write(block[i : i + 2**16])
-        except BrokenPipeError:  # it has read what it needs, and is gone
+        except BrokenPipeError:  # it has read what it needs, and has stopped
             output = process.communicate()[0].decode()
-    taken = sent / 1e6, time.perf_counter() - start
+    cost = sent / 1e6, time.perf_counter() - start
     lines = [[word.strip() for word in line.split(",")] for line in output.splitlines()]
     lines = [words for words in lines if len(words) == len(FIELDS)]
     if process.returncode or not lines:
@@ -336,7 +336,7 @@ def dieharder(test: str, source: Source) -> list[Result]:
         Result(
             *(source.stream, source.keep_prob, test, part, name),
             *(int(ntuple), int(tsamples), int(psamples), float(p_value)),
-            *(assessment, *taken),
+            *(assessment, *cost),
         )
         for part, (name, ntuple, tsamples, psamples, p_value, assessment) in enumerate(
             lines, 1
@@ -347,11 +347,11 @@ def dieharder(test: str, source: Source) -> list[Result]:
 def run_column(
     stream: str, keep_prob: float, repeat: int, tests: list[str]
 ) -> tuple[Source, list[Result]]:
-    """Runs `tests` on a stream; those of ours with a tiny p-value once more."""
-    first_seed = COLUMNS.index((stream, keep_prob)) * SEEDS_A_COLUMN
-    first_seed += 2 * repeat * SEEDS_A_RUN
+    """Runs `tests` on a stream, and again on other seeds if a p-value is tiny."""
+    first_seed = COLUMNS.index((stream, keep_prob)) * SEEDS_PER_COLUMN
+    first_seed += 2 * repeat * SEEDS_PER_RUN
     source = Source(stream, keep_prob, first_seed)
-    other = Source(stream, keep_prob, first_seed + SEEDS_A_RUN)
+    other = Source(stream, keep_prob, first_seed + SEEDS_PER_RUN)
     results = []
     for test in tests:
         parts = dieharder(test, source)
@@ -370,9 +370,9 @@ def run_column(
 
 
 def ks(results: list[Result], others: list[Result] | None = None) -> float:
-    """The p-value of the p-values being uniform, or distributed like those of `others`.
+    """Returns a p-value: are the p-values uniform, or distributed like `others`?
 
-    Of a test with several only the last counts: they come from the same data.
+    If a test has several p-values, which come from the same data, only the last counts.
     """
     samples = [
         list({(r.stream, r.keep_prob, r.test): r.calibrated() for r in group}.values())
@@ -385,12 +385,12 @@ def ks(results: list[Result], others: list[Result] | None = None) -> float:
 
 
 def corrected(smallest: float, count: int) -> float:
-    """The probability of a p-value as small as this among `count` (Sidak)."""
+    """Returns the probability of a p-value this small among `count` (Sidak)."""
     return -math.expm1(count * math.log1p(-smallest)) if smallest < 1 else 1.0
 
 
 def assess(results: list[Result]) -> dict[str, Any]:
-    """What the p-values say together."""
+    """Returns what the p-values say together."""
     p_values = [result.two_sided() for result in results]
     return {
         "p_values": len(p_values),
@@ -403,7 +403,7 @@ def assess(results: list[Result]) -> dict[str, Any]:
     }
 
 
-def summarise(sources: list[Source], results: list[Result]) -> dict[str, Any]:
+def summarize(sources: list[Source], results: list[Result]) -> dict[str, Any]:
     groups = {
         "ours": [r for r in results if r.stream in OURS],
         "ours, 0.5": [r for r in results if r.stream in OURS and r.keep_prob == 0.5],
@@ -427,8 +427,8 @@ def summarise(sources: list[Source], results: list[Result]) -> dict[str, Any]:
     return summary
 
 
-def written(p_value: float) -> str:
-    """A p-value in seven characters; near 1 as its distance from 1."""
+def formatted(p_value: float) -> str:
+    """Returns a p-value in seven characters; near 1, as its distance from 1."""
     if 0.0005 <= p_value <= 0.9995:
         return f"{p_value:.4f}"
     small = min(p_value, 1 - p_value)
@@ -436,7 +436,7 @@ def written(p_value: float) -> str:
 
 
 def print_table(sources: list[Source], results: list[Result]) -> None:
-    """One row a p-value, one column a stream, and below it the numbers kept."""
+    """Prints a row per p-value and a column per stream, then the numbers kept."""
     table: dict[str, dict[tuple[str, float], Result]] = {}
     for result in results:
         row = table.setdefault(result.label(), {})
@@ -451,25 +451,25 @@ def print_table(sources: list[Source], results: list[Result]) -> None:
         cells, again = [], []
         for source in sources:
             result = row[source.stream, source.keep_prob]
-            cells.append(f"{written(result.calibrated())}{result.mark():1}")
+            cells.append(f"{formatted(result.calibrated())}{result.mark():1}")
             if result.again is not None:
                 name = f"{source.stream} {source.keep_prob}"
-                again.append(f"{name}: {written(result.again)}")
+                again.append(f"{name}: {formatted(result.again)}")
         size = f"{row[sources[0].stream, sources[0].keep_prob].megabytes:.0f}"
         print((line(label, size, cells) + "  " + ", ".join(again)).rstrip())
     uniform = [
         ks([r for r in results if (r.stream, r.keep_prob) == (s.stream, s.keep_prob)])
         for s in sources
     ]
-    print(line("KS of these", "", (written(p_value) + " " for p_value in uniform)))
+    print(line("KS of these", "", (formatted(p_value) + " " for p_value in uniform)))
     print(line("kept, z", "", (f"{s.z():+.2f} " for s in sources)))
-    print(line("kept, p", "", (written(s.p_value()) + " " for s in sources)))
+    print(line("kept, p", "", (formatted(s.p_value()) + " " for s in sources)))
     print(line("drawn, log2", "", (f"{math.log2(s.drawn):.1f} " for s in sources)))
     print()
 
 
 def print_summary(summary: dict[str, dict[str, Any]]) -> None:
-    """One row a group of streams, and one for the numbers kept."""
+    """Prints a row per group of streams, and one for the numbers kept."""
     columns = {
         "p_values": "p-values",
         "smallest": "smallest",
@@ -487,21 +487,21 @@ def print_summary(summary: dict[str, dict[str, Any]]) -> None:
             value = group.get(column, "")
             if column == "weak_expected" and value:
                 value = f"{value:.1f}"
-            cells.append(written(value) if isinstance(value, float) else value)
+            cells.append(formatted(value) if isinstance(value, float) else value)
         print(f"{name:12}" + "".join(f"{cell:>10}" for cell in cells))
 
 
 LEGEND = """
-Tables: p-values, calibrated: dieharder's own are too often near 1 where it has few
-samples. w and F: below 0.01 and 2e-6, two-sided. A p-value near 1 is given as its
-distance from 1. "again" is what dieharder gave on other seeds, for streams of ours
-where its first was below 1e-4, two-sided. "kept" is the number of elements kept,
-against keep_prob.
+Tables: p-values, calibrated, since those of dieharder are too often near 1 if it has
+few samples. w and F mark those below 0.01 and 2e-6, two-sided. A p-value near 1 is
+given as its distance from 1. "again" is the p-value on other seeds, for streams of ours
+whose first p-value was below 1e-4, two-sided. "kept" compares the number of elements
+kept with keep_prob.
 
 Summary: the smallest p-value (two-sided), the probability of one so small among so many
 (Sidak), the number below 0.01 and its expectation, the number below 2e-6, and whether
-the p-values are uniform, and distributed like those of pcg64 (Kolmogorov-Smirnov; of
-each test the last p-value, as those of one test are not independent)."""
+the p-values are uniform, and distributed like those of pcg64 (Kolmogorov-Smirnov, with
+the last p-value of each test, since those of one test are not independent)."""
 
 
 def version() -> str:
@@ -534,12 +534,12 @@ def main() -> None:
             source, parts = run_column(stream, keep_prob, args.repeat, tests)
             sources.append(source)
             results += parts
-            passed = f"{time.perf_counter() - start:.0f} s"
-            print(f"{passed:>7}: {stream} {keep_prob}", file=sys.stderr, flush=True)
-    summary = summarise(sources, results)
+            elapsed = f"{time.perf_counter() - start:.0f} s"
+            print(f"{elapsed:>7}: {stream} {keep_prob}", file=sys.stderr, flush=True)
+    summary = summarize(sources, results)
     for group in (OURS, CONTROLS):
-        if chosen := [source for source in sources if source.stream in group]:
-            print_table(chosen, [r for r in results if r.stream in group])
+        if members := [source for source in sources if source.stream in group]:
+            print_table(members, [r for r in results if r.stream in group])
     print_summary(summary)
     print(LEGEND)
     if tests == [*TESTS] and len(sources) == len(COLUMNS) and args.repeat == 0:

@@ -1,13 +1,13 @@
-"""Pictures of schedules, range tests, learning curves, masks and trajectories.
+"""Plots of schedules, range tests, learning curves, masks and trajectories.
 
-Needs matplotlib, which the extra ``plot`` installs; ``import lrd_optax`` does not load
-it. Each function draws on the Axes it is given, or on those of a new figure, and
-returns them. The colours are those of Okabe and Ito, which colour-blind people can tell
-apart, and lines differ in style too.
+They need matplotlib, which the extra ``plot`` installs; ``import lrd_optax`` does not
+load it. Each function draws on the Axes it is given, or on those of a new figure, and
+returns them. The colors are those of Okabe and Ito, which color-blind people can tell
+apart. Lines differ in style too.
 """
 
 # isort: off
-# First, since it says what to install where matplotlib is missing.
+# First, since it says what to install if matplotlib is missing.
 from lrd_optax.plotting._style import COLORS as COLORS
 
 # isort: on

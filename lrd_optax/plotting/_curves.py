@@ -1,4 +1,4 @@
-"""Values against the step or the learning rate."""
+"""Plots of values against the step or the learning rate."""
 
 import functools
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from lrd_optax._range_result import RangeTestResult, range_test_band
 from lrd_optax.plotting import _style
 from lrd_optax.schedules import _arithmetic
 
-# Marks on what was drawn, so that what comes next on the same Axes goes with it.
+# Group ids of what is drawn, so that a later call on the same Axes recognizes it.
 _RANGE_TEST, _SEEDS = "range test", "seeds"
 
 
@@ -30,18 +30,18 @@ def plot_schedules(
     A schedule that jumps and then stays is drawn as stairs, any other as a line.
 
     Args:
-      named: schedules, or numbers, by the names that the legend shows.
-      num_steps: how many steps. Where there are more than 10,000, only 10,000 of them
+      named: a dict from names, which the legend shows, to schedules or numbers.
+      num_steps: the number of steps. If there are more than 10,000, only 10,000 of them
         are drawn, evenly spaced.
-      ax: where to draw; None: on a new figure.
+      ax: the Axes to draw on; None: those of a new figure.
 
     Returns:
       The Axes.
 
     Raises:
-      TypeError: if `named` is no dict of schedules and numbers.
-      ValueError: if it is empty, `num_steps` is no whole number from 1 to 2**31 - 1, or
-        no value of a schedule is finite.
+      TypeError: if `named` is not a dict of schedules and numbers.
+      ValueError: if it is empty, `num_steps` is not a whole number from 1 to 2**31 - 1,
+        or no value of a schedule is finite.
 
     Examples:
       >>> import optax
@@ -68,7 +68,7 @@ def plot_schedules(
         changes = np.diff(y, prepend=y[0], append=y[-1]) != 0
         if (changes[1:-1] & ~changes[:-2] & ~changes[2:]).any():  # it jumps and stays
             style["drawstyle"] = "steps-post"
-            # The last stair is as wide as a step.
+            # So that the last stair is as wide as a step.
             x, y = np.append(x, num_steps), np.append(y, y[-1])
         ax.plot(x, y, label=name, **style)
     ax.set(xlabel="step", ylabel="value", xlim=(0, num_steps))
@@ -89,17 +89,18 @@ def plot_range_test(
 ) -> _style.Axes:
     """Draws the loss against the learning rate.
 
-    For one run: the losses as points, and the smoothed losses as a line. For many
-    seeds, under ``vmap``: the mean of the smoothed losses as a line, and a band that
-    holds 90 % of them (see :func:`lrd_optax.range_test_band`). A loss that blows up
-    leaves the picture at the top.
+    One run is drawn as points (its losses) and a line (its smoothed losses). Many
+    seeds, run under ``vmap``, are drawn as a line (the mean of their smoothed losses)
+    and a band that holds 90 % of them (see :func:`lrd_optax.range_test_band`). A loss
+    that blows up leaves the plot at the top.
 
     Args:
-      result: of :func:`lrd_optax.lr_range_test`.
-      label: what to call it in the legend, where several are drawn on one Axes.
-      marks: learning rates to mark by a vertical line, by the names in the legend.
-      cycle: base and peak, between which the background is shaded.
-      ax: where to draw; None: on a new figure.
+      result: the result of :func:`lrd_optax.lr_range_test`.
+      label: its name in the legend, if several results are drawn on one Axes.
+      marks: a dict from names, which the legend shows, to learning rates. Each is
+        marked by a vertical line.
+      cycle: the base and the peak of a cycle. The background is shaded between them.
+      ax: the Axes to draw on; None: those of a new figure.
 
     Returns:
       The Axes. Its x axis is logarithmic, unless the rates are spaced evenly.
@@ -124,9 +125,9 @@ def plot_range_test(
     if not valid.any():
         raise ValueError("result has no point that is valid (in all seeds) to draw")
     ax = _style.axes(ax)
-    before = [line for line in ax.get_lines() if line.get_gid() == _RANGE_TEST]
+    earlier = [line for line in ax.get_lines() if line.get_gid() == _RANGE_TEST]
     rates, mean, low, high = map(np.asarray, band[:4])
-    style = {**_style.line(len(before)), "linewidth": 1.6, "gid": _RANGE_TEST}
+    style = {**_style.line(len(earlier)), "linewidth": 1.6, "gid": _RANGE_TEST}
     color, name = style["color"], "" if label is None else f"{label}, "
     if np.ndim(result.losses) > 1:
         seeds = int(np.prod(np.shape(result.losses)[:-1]))
@@ -137,34 +138,35 @@ def plot_range_test(
         low = np.where(valid, result.losses, np.nan)
         ax.plot(rates, low, ".", ms=3, color=color, alpha=0.4, label=f"{name}loss")
         (line,) = ax.plot(rates, mean, label=f"{name}smoothed", **style)
-    for i, (mark, rate) in enumerate((marks or {}).items(), len(before) + 1):
-        # Not in the color of a curve: there may be more curves to come.
+    for i, (mark, rate) in enumerate((marks or {}).items(), len(earlier) + 1):
+        # Dark gray, since the colors are for curves, and more curves may follow.
         style = {**_style.line(i), "color": "0.2"}
         ax.axvline(rate, label=f"{name}{mark} {rate:.2g}", **style)
     if cycle is not None:
-        color = color if before else _style.COLORS[5]
+        color = color if earlier else _style.COLORS[5]
         text = f"{name}cycle {cycle[0]:.2g} to {cycle[1]:.2g}"
         ax.axvspan(*cycle, color=color, label=text, **_style.BAND)
     ax.set(xlabel="learning rate", ylabel="loss")
-    if _uneven(np.log(rates)) <= _uneven(rates):
+    ends = np.array([rates[0], rates[-1], *(ax.get_xlim() if earlier else ())])
+    if _unevenness(np.log(rates)) <= _unevenness(rates):
         ax.set_xscale("log")
-    ax.margins(x=0)
+    ax.set_xlim(ends.min(), ends.max())
     _style.finish(ax)
     legend = ax.legend(loc="upper center", ncols=2, fontsize="small", **_style.LEGEND)
-    legend.set_in_layout(False)  # it is within the Axes, which must not shrink for it
-    # From the lowest loss to where the falls begin, with room for the legend above.
-    curves = [np.asarray(curve.get_ydata(), float) for curve in [*before, line]]
+    legend.set_in_layout(False)  # it lies on the Axes, which must not shrink for it
+    # From the lowest loss to the start of the falls, with room for the legend above.
+    curves = [np.asarray(curve.get_ydata(), float) for curve in [*earlier, line]]
     start = max(np.nanmax(y[: np.nanargmin(y) + 1]) for y in curves)
     bottom = min(np.nanmin(y) for y in [*curves, low])
     height = start - bottom or 7.0
     low = bottom - 0.15 * height
     inches = 0.15 + 0.17 * ((len(legend.get_texts()) + 1) // 2)
-    part = inches * ax.figure.dpi / ax.bbox.height
-    ax.set_ylim(low, low + 1.3 * height / (1 - min(part, 0.6)))
+    share = inches * ax.figure.dpi / ax.bbox.height
+    ax.set_ylim(low, low + 1.3 * height / (1 - min(share, 0.6)))
     return ax
 
 
-def _uneven(values: np.ndarray) -> float:
+def _unevenness(values: np.ndarray) -> float:
     """Returns how uneven the steps are: 0 if all are the same."""
     steps = np.diff(values)
     return float(np.ptp(steps) / steps.mean())
@@ -180,21 +182,22 @@ def plot_learning_curves(
     """Draws curves against the step, and the mean of several seeds with its interval.
 
     Args:
-      curves: arrays by the names in the legend: ``[steps]``, or ``[seeds, steps]``, of
-        which the mean and its confidence interval (Student's t) are drawn. A value that
-        is not finite leaves a gap, also where it is that of one seed.
+      curves: a dict from names, which the legend shows, to arrays: ``[steps]``, or
+        ``[seeds, steps]``. For several seeds, the mean and its confidence interval
+        (Student's t) are drawn. A value that is not finite leaves a gap, even if only
+        one seed has it.
       steps: the x values, ``[steps]``; None: 0, 1, ...
-      confidence: of the interval, in (0, 1).
-      ax: where to draw; None: on a new figure. ``ax.set(xlabel=..., ylabel=...)``
-        renames the axes.
+      confidence: the level of the interval, in (0, 1).
+      ax: the Axes to draw on; None: those of a new figure. Their axes can be
+        renamed by ``ax.set(xlabel=..., ylabel=...)``.
 
     Returns:
       The Axes.
 
     Raises:
-      TypeError: if `curves` is no dict.
-      ValueError: if it is empty; if a curve has not one or two dimensions, has no
-        finite value, or is not as long as `steps`; if `confidence` is not in (0, 1).
+      TypeError: if `curves` is not a dict.
+      ValueError: if it is empty; if a curve does not have one or two dimensions, has
+        no finite value, or is not as long as `steps`; if `confidence` is not in (0, 1).
 
     Examples:
       >>> import jax
@@ -209,14 +212,14 @@ def plot_learning_curves(
     runs = {}
     for name, curve in curves.items():
         shape = np.shape(curve)
-        known = steps is None or np.shape(steps) == shape[-1:]
-        if len(shape) not in (1, 2) or 0 in shape or not known:
+        fits = steps is None or np.shape(steps) == shape[-1:]
+        if len(shape) not in (1, 2) or 0 in shape or not fits:
             given = "" if steps is None else f" and steps of shape {np.shape(steps)}"
             rule = f"curve {name!r} must be of shape [steps] or [seeds, steps]"
             raise ValueError(f"{rule}, got {shape}{given}")
         runs[name] = np.atleast_2d(_style.finite(f"curve {name!r}", curve))
     ax = _style.axes(ax)
-    # On Axes that have curves, these take the next colors.
+    # On Axes that already have curves, the new ones take the next colors.
     for i, (name, run) in enumerate(runs.items(), len(ax.get_lines())):
         seeds, style = len(run), _style.line(i)
         x = np.arange(run.shape[1]) if steps is None else np.asarray(steps)

@@ -1,4 +1,4 @@
-"""Pictures in two dimensions: a mask, paths over a loss."""
+"""Plots in two dimensions: a mask, and paths over a loss."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,11 +18,11 @@ def plot_mask(mask: Any, *, ax: _style.Axes | None = None) -> _style.Axes:
 
     Args:
       mask: one boolean array, a leaf of what :func:`lrd_optax.sample_mask` returns. If
-        it has more than two dimensions, all but the last are joined to rows.
-      ax: where to draw; None: on a new figure.
+        it has more than two dimensions, all but the last are flattened to rows.
+      ax: the Axes to draw on; None: those of a new figure.
 
     Returns:
-      The Axes, with the kept share as title.
+      The Axes. The title says how many elements are kept.
 
     Raises:
       ValueError, TypeError: if `mask` is not one boolean array with elements.
@@ -67,19 +67,19 @@ def plot_trajectories(
     """Draws paths over the contours of a loss of two parameters.
 
     Args:
-      loss: a function of a point ``[2]``, a scalar.
-      paths: arrays by the names in the legend: ``[steps, 2]``, or ``[runs, steps, 2]``.
-        A circle is where a path starts, a cross where it ends.
-      xlim, ylim: the ends of the first and of the second axis; None: the ends of the
-        paths, with a margin.
-      ax: where to draw; None: on a new figure.
+      loss: a function that takes a point, ``[2]``, and returns a scalar.
+      paths: a dict from names, which the legend shows, to arrays: ``[steps, 2]``, or
+        ``[runs, steps, 2]``. A circle marks the start of a path, a cross its end.
+      xlim, ylim: the limits of the first and of the second axis; None: the limits of
+        the paths, with a margin.
+      ax: the Axes to draw on; None: those of a new figure.
 
     Returns:
-      The Axes. The loss is higher where it is darker. The parts of the picture between
-      one contour and the next are of equal area.
+      The Axes. Darker means a higher loss. The regions between one contour and the
+      next have equal areas.
 
     Raises:
-      TypeError: if `paths` is no dict.
+      TypeError: if `paths` is not a dict.
       ValueError: if it is empty, a path has another shape, or is nowhere finite.
 
     Examples:
@@ -92,22 +92,22 @@ def plot_trajectories(
     _style.check_named("paths", paths, "arrays")
     runs = {name: np.asarray(path, float) for name, path in paths.items()}
     for name, run in runs.items():
-        shaped = run.ndim in (2, 3) and run.shape[-1] == 2
-        if not (shaped and np.isfinite(run.reshape(-1, 2)).any(0).all()):
+        has_shape = run.ndim in (2, 3) and run.shape[-1] == 2
+        if not (has_shape and np.isfinite(run.reshape(-1, 2)).any(0).all()):
             raise ValueError(
                 f"path {name!r} must be of shape [steps, 2] or [runs, steps, 2] and "
                 f"somewhere finite, got shape {run.shape}"
             )
     ax = _style.axes(ax)
     points = np.concatenate([run.reshape(-1, 2) for run in runs.values()])
-    xlim = xlim or _around(points[:, 0])
-    ylim = ylim or _around(points[:, 1])
+    xlim = xlim or _limits(points[:, 0])
+    ylim = ylim or _limits(points[:, 1])
     x, y = np.meshgrid(np.linspace(*xlim, 200), np.linspace(*ylim, 200))
     height = np.asarray(jax.vmap(jax.vmap(loss))(jnp.stack([x, y], axis=-1)), float)
     height = np.where(np.isfinite(height), height, np.nan)
     finite = height[np.isfinite(height)]
-    parts = np.linspace(0, 1, 16)
-    levels = np.unique(np.quantile(finite if finite.size else [0.0], parts))
+    quantiles = np.linspace(0, 1, 16)
+    levels = np.unique(np.quantile(finite if finite.size else [0.0], quantiles))
     if len(levels) > 1:
         ax.contourf(x, y, height, levels=levels, cmap="Greys", alpha=0.35)
         ax.contour(x, y, height, levels, colors="0.75", linewidths=0.5, linestyles="-")
@@ -117,7 +117,7 @@ def plot_trajectories(
         for j, path in enumerate(run):
             ax.plot(*path.T, label=None if j else name, **style)
         ends: dict[str, Any] = {"color": style["color"], "linestyle": "", "zorder": 3}
-        # Circles are open and grow from name to name: many paths may have one start.
+        # Open circles that grow from name to name, since many paths may share a start.
         ax.plot(*run[:, 0].T, "o", fillstyle="none", markersize=5 + 2 * i, **ends)
         ax.plot(*run[:, -1].T, "x", markersize=6, markeredgewidth=1.6, **ends)
     ax.set(xlabel="first parameter", ylabel="second parameter", xlim=xlim, ylim=ylim)
@@ -125,7 +125,7 @@ def plot_trajectories(
     return ax
 
 
-def _around(values: np.ndarray) -> tuple[float, float]:
+def _limits(values: np.ndarray) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     margin = 0.1 * np.ptp(values) or 1.0
     return values.min() - margin, values.max() + margin

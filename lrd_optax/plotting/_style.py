@@ -1,4 +1,4 @@
-"""What all pictures share, and the one place that finds matplotlib missing."""
+"""What all plots share. Says what to install if matplotlib is missing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,14 +43,14 @@ def axes(ax: Axes | None) -> Axes:
     """Returns `ax`, or the Axes of a new figure."""
     if ax is not None:
         return ax
-    # Imported here, since it chooses a backend: who gives an Axes may have none.
+    # Imported here, since it chooses a backend, which a caller with Axes may not have.
     from matplotlib import pyplot
 
     return pyplot.subplots(layout="constrained")[1]
 
 
 def line(number: int) -> dict[str, Any]:
-    """Returns how line `number` looks. Where a color comes again, the dashes differ."""
+    """Returns the style of line `number`. If a color comes again, the dashes differ."""
     dashes = LINES[(number + number // len(COLORS)) % len(LINES)]
     color = COLORS[number % len(COLORS)]
     return {"color": color, "linestyle": dashes, "linewidth": 1.4}

@@ -1,20 +1,19 @@
 """Learning-rate schedules as Optax schedules, exact to the last step under jit.
 
-Each function here returns a schedule: a function of the update count, a number or an
-array of whole numbers or floats, that returns float32 (float64 under x64) of the same
-shape, weakly typed if it is a scalar. Counts and steps are below 2**31: a larger count
-is taken for 2**31 - 1, a negative one for 0. Values and steps may be JAX arrays, also
-traced ones, whose values are not checked.
+Each function here returns a schedule: a function of the update count. The count is a
+number or an array, of whole numbers or floats. The value is float32 (float64 under x64)
+of the same shape, weakly typed if it is a scalar. Counts and steps are below 2**31: a
+larger count is taken as 2**31 - 1, a negative one as 0. Values and steps may be JAX
+arrays, even traced ones. The values of these are not checked.
 
-Every function raises a ValueError or a TypeError if a value is no finite number, a
-number of steps no whole number, a schedule no function, or an argument out of the range
-that its description gives.
+Every function raises a ValueError or a TypeError if a value is not a finite number, a
+number of steps is not a whole number, a schedule is not a function, or an argument is
+outside of the range that its description gives.
 
-Decays: inverse_time_decay, step_decay, exponential_step_decay,
-natural_exponential_decay, inverse_sqrt_decay. To an end: polynomial_decay,
-cosine_annealing, warmup_stable_decay. Again and again: cyclical,
-cosine_annealing_warm_restarts. Of other schedules: warmup, per_epoch, multiply, clamp,
-repeat, shift.
+Decays without an end: inverse_time_decay, step_decay, exponential_step_decay,
+natural_exponential_decay, inverse_sqrt_decay. Decays to an end: polynomial_decay,
+cosine_annealing, warmup_stable_decay. Cycles: cyclical, cosine_annealing_warm_restarts.
+Made from other schedules: warmup, per_epoch, multiply, clamp, repeat, shift.
 """
 
 from ._compose import clamp as clamp

@@ -1,4 +1,4 @@
-"""Schedules made of schedules."""
+"""Schedules made from other schedules."""
 
 from __future__ import annotations  # so that help shows short names
 
@@ -16,13 +16,13 @@ from lrd_optax.schedules import _arithmetic as ar
 def per_epoch(
     schedule: optax.Schedule, steps_per_epoch: Steps, *, staircase: bool = True
 ) -> optax.Schedule:
-    """Lets a schedule count epochs in place of updates.
+    """Lets a schedule count epochs instead of updates.
 
     Args:
       schedule: a schedule of the epoch, from 0.
-      steps_per_epoch: updates in an epoch.
-      staircase: if True the schedule gets whole epochs, and its value stays the same
-        for a whole epoch; else it gets ``count / steps_per_epoch`` as a float.
+      steps_per_epoch: the number of updates in an epoch.
+      staircase: if True, the schedule gets whole epochs, so its value is constant
+        during an epoch; else it gets ``count / steps_per_epoch`` as a float.
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
@@ -51,7 +51,7 @@ def per_epoch(
 
 
 def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
-    """Multiplies schedules, and numbers.
+    """Multiplies schedules and numbers.
 
     Args:
       *schedules: at least one schedule or number.
@@ -83,7 +83,7 @@ def clamp(
 
     Args:
       schedule: a schedule.
-      min_value: the least value, or None; one of the two bounds is needed.
+      min_value: the smallest value, or None; one of the two bounds is needed.
       max_value: the largest value, or None.
 
     Returns:
@@ -106,11 +106,11 @@ def clamp(
 
 
 def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
-    """Starts a schedule again and again, without an end.
+    """Starts a schedule again and again, without end.
 
     Args:
       schedule: a schedule.
-      steps: after how many updates it starts again: it gets ``count % steps``.
+      steps: the number of updates until it starts again. It gets ``count % steps``.
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
@@ -132,8 +132,8 @@ def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
 
     Args:
       schedule: a schedule.
-      steps: how many updates later everything happens. Until then the value is that of
-        count 0. Below 0, how many updates earlier: the schedule begins in its middle.
+      steps: the number of updates by which the schedule starts later. Until then, its
+        value is the one at count 0. If negative, the schedule starts in its middle.
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.

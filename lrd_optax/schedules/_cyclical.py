@@ -40,19 +40,20 @@ def cyclical(
 ) -> optax.Schedule:
     r"""Rises from the base to the peak and falls back, again and again.
 
-    With the whole cycles :math:`c` before count :math:`t`, and the distance
-    :math:`x` from the peak of this cycle, 1 at its ends and 0 in its middle:
+    Before count :math:`t` there are :math:`c` whole cycles. The distance from the peak
+    of the current cycle is :math:`x`: 1 at the ends of the cycle, 0 at the peak. Then:
 
     .. math:: \eta_t = \eta_b + (\eta_p - \eta_b)\, g_t\, h(x), \qquad
       g_t = \gamma_c^{\,c}\, \gamma_s^{\,t}
 
-    triangular2 of the paper is ``cycle_gamma=0.5``, exp_range ``step_gamma=0.99994``;
-    the paper lowers both bounds with it (``decay_base=True``), most ports the range
-    alone. To begin in the middle of a cycle (for a momentum that is low where the
-    learning rate is high), `shift` it by ``-step_size``.
+    The paper's triangular2 is ``cycle_gamma=0.5``. Its exp_range is
+    ``step_gamma=0.99994`` and lowers both bounds (``decay_base=True``), but in most
+    ports exp_range lowers the range alone. To begin in the middle of a cycle (for a
+    momentum that is low while the learning rate is high), `shift` the schedule by
+    ``-step_size``.
 
     Args:
-      base_value: :math:`\eta_b`, at every multiple of the cycle.
+      base_value: :math:`\eta_b`, the value at the ends of every cycle.
       peak_value: :math:`\eta_p`, at least `base_value`.
       step_size: steps from the base to the peak, half a cycle unless `step_size_down`
         is given. The paper advises 2 to 10 epochs.
@@ -60,9 +61,9 @@ def cyclical(
         :math:`1 - x^2` (higher: 2/3 of the range on average, not 1/2), ``'hann'``
         :math:`(1 + \cos \pi x) / 2`, or a function of :math:`x`.
       step_size_down: steps from the peak to the base, by default `step_size`.
-      cycle_gamma: :math:`\gamma_c`, in (0, 1], shrinks the range with each cycle.
-      step_gamma: :math:`\gamma_s`, in (0, 1], shrinks the range with each step.
-      decay_base: if True the base shrinks too:
+      cycle_gamma: :math:`\gamma_c`, in (0, 1]. Each cycle shrinks the range by it.
+      step_gamma: :math:`\gamma_s`, in (0, 1]. Each step shrinks the range by it.
+      decay_base: if True, the base shrinks too:
         :math:`\eta_t = g_t (\eta_b + (\eta_p - \eta_b) h(x))`.
 
     Returns:
@@ -122,7 +123,7 @@ def cosine_annealing_warm_restarts(
       (1 + \cos(\pi\,(t - S_i) / T_i)), \qquad
       \eta_i = \max(\eta_{min}, \eta_{max}\, q^i)
 
-    It restarts without an end. With 10 steps and a `t_mult` of 1.5 the cycles take 10,
+    It restarts without end. With 10 steps and a `t_mult` of 1.5 the cycles take 10,
     15, 23 (22.5), 34 (33.75) ... steps. None takes more than 2**31 - 1.
 
     Args:
@@ -131,16 +132,17 @@ def cosine_annealing_warm_restarts(
         of it.
       first_decay_steps: :math:`T_0`, the steps to the first restart. Not a JAX array,
         unless `t_mult` is 1: the restarts are computed when the schedule is made.
-      t_mult: :math:`m`, at least 1, by how much longer each cycle is than the one
-        before. Not a JAX array.
-      peak_mult: :math:`q`, in (0, 1], by how much lower each peak is.
+      t_mult: :math:`m`, at least 1, the factor by which each cycle is longer than the
+        one before. Not a JAX array.
+      peak_mult: :math:`q`, in (0, 1], the factor by which each peak is lower than the
+        one before.
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
 
     Raises:
-      ValueError: also if `t_mult` is so near to 1 that 2**31 steps have more than 2,000
-        restarts.
+      ValueError: also if `t_mult` is so close to 1 that 2**31 steps have more than
+        2,000 restarts.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -175,7 +177,7 @@ def cosine_annealing_warm_restarts(
 
 
 def _starts(first: int, t_mult: float) -> np.ndarray:
-    """Returns the first step of each cycle, and the first one beyond the last count."""
+    """Returns the first step of each cycle, up to one beyond the last count."""
     starts = [0]
     while starts[-1] <= ar.LAST:
         length = min(first * t_mult ** (len(starts) - 1), ar.LAST)
@@ -191,15 +193,15 @@ def _starts(first: int, t_mult: float) -> np.ndarray:
 def _cycle(count: jax.Array, starts: np.ndarray) -> tuple[jax.Array, ...]:
     """Returns the number of the cycle at a scalar `count`, its start and its end."""
 
-    def join(x: Any, y: Any) -> Any:
+    def combine(x: Any, y: Any) -> Any:
         return x[0] + y[0], jnp.maximum(x[1], y[1]), jnp.minimum(x[2], y[2])
 
-    # One reduction over all starts, in place of a search and a lookup: it is small to
-    # compile, and any sharding of the counts goes through.
+    # One reduction over all starts compiles faster than a search and a lookup, and it
+    # works under any sharding of the counts.
     starts = starts.astype(count.dtype)
-    begun = starts <= jax.lax.stop_gradient(count)  # which changes in jumps only
+    begun = starts <= jax.lax.stop_gradient(count)  # it changes in jumps only
     zero, last = starts[0], starts[-1]
     ends = jnp.where(begun, starts, zero), jnp.where(begun, last, starts)
     parts = begun.astype(count.dtype), *ends
-    number, start, end = jax.lax.reduce(parts, (zero, zero, last), join, (0,))
+    number, start, end = jax.lax.reduce(parts, (zero, zero, last), combine, (0,))
     return number - 1, start, end

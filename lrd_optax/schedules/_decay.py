@@ -1,4 +1,4 @@
-"""Schedules that decay: without an end, and to an end."""
+"""Schedules that decay, without an end or to an end."""
 
 from __future__ import annotations  # so that help shows short names
 
@@ -21,7 +21,7 @@ def inverse_time_decay(
 
     .. math:: \eta_t = \frac{\eta_0}{1 + \alpha\, t / s}
 
-    It halves when :math:`\alpha t = s`, and then ever more slowly: with
+    It halves by :math:`\alpha t = s`, and then falls ever more slowly: with
     :math:`\alpha = 0.1` it loses 9.1 % in the first step and 0.9 % in the hundredth.
 
     Args:
@@ -99,7 +99,7 @@ def exponential_step_decay(
 
     .. math:: \eta_t = \eta_0\, d^{\,t / s}
 
-    Often printed as the formula of step decay, which it touches at every drop.
+    It is often printed as the formula of step decay, which it meets at every drop.
     :func:`optax.exponential_decay` is the same function, but raises a rounded factor
     to the power, which is off by 1 % after a million steps of a slow decay.
 
@@ -137,8 +137,9 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
 
     Args:
       init_value: :math:`\eta_0`.
-      decay_rate: :math:`k`, at least 0, in 1 / steps. Not a factor: one of d every s
-        steps, as in :func:`optax.exponential_decay`, is :math:`k = -\ln(d) / s`.
+      decay_rate: :math:`k`, at least 0, in 1 / steps. It is not a factor: a factor of d
+        every s steps, as in :func:`optax.exponential_decay`, is
+        :math:`k = -\ln(d) / s`.
 
     Returns:
       A schedule: float32 (float64 under x64) of the count's shape.
@@ -161,7 +162,7 @@ def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Sche
     .. math:: \eta_t = \frac{\eta_0}{\sqrt{1 + t / s}}
 
     ``warmup(inverse_sqrt_decay(peak_value, s), s)`` is the schedule of the
-    Transformer: up in s steps, and then ``peak_value * sqrt(s / t)``.
+    Transformer: it rises for s steps, and then is ``peak_value * sqrt(s / t)``.
 
     Args:
       init_value: :math:`\eta_0`, the value at count 0.
@@ -197,9 +198,9 @@ def polynomial_decay(
     .. math:: \eta_t = \eta_T + (\eta_0 - \eta_T)\,(1 - t / T)^p,
       \qquad \eta_t = \eta_T \text{ for } t \ge T
 
-    What :func:`optax.polynomial_schedule` computes, except that for half of all T
-    that one is NaN after the end under ``jit`` with a fractional power, or passes below
-    `end_value`.
+    It is what :func:`optax.polynomial_schedule` computes. But that one has an error
+    under ``jit`` for half of all T: after the end it is NaN if the power is fractional,
+    or else passes below `end_value`.
 
     Args:
       init_value: :math:`\eta_0`.
@@ -225,9 +226,10 @@ def polynomial_decay(
     def schedule(count: jax.Array) -> jax.Array:
         if isinstance(power, float) and power == 1:
             return ar.ramp(init_value, end_value, *ar.fractions(count, decay_steps))
-        # The power multiplies the relative error of what is left. So its logarithm is
-        # taken of the part, done or left, that has its digits. Neither is infinite, for
-        # the sake of the derivative: no count but the end has less left than 2**-31.
+        # The power multiplies the relative error of `left`. So the logarithm of `left`
+        # comes from `done` in the first half, where that is more precise. Neither form
+        # is infinite, for the sake of the derivative: before the end, `left` is at
+        # least 2**-31.
         steps = ar.like(count, decay_steps)
         within = jnp.minimum(count, steps)
         done = ar.real(within) / ar.real(steps)
@@ -243,7 +245,7 @@ def polynomial_decay(
 def cosine_annealing(
     max_value: Number, min_value: Number, decay_steps: Steps
 ) -> optax.Schedule:
-    r"""Goes from the largest value to the smallest along half a wave of the cosine.
+    r"""Goes from the largest value to the smallest along half a cosine wave.
 
     .. math:: \eta_t = \eta_{min} + \tfrac12 (\eta_{max} - \eta_{min})
       (1 + \cos(\pi t / T)), \qquad \eta_t = \eta_{min} \text{ for } t \ge T

@@ -20,7 +20,7 @@ def _one_minus_sqrt(done: jax.Array, left: jax.Array) -> jax.Array:
     return jnp.where(begun, left / (1 + jnp.sqrt(jnp.where(begun, done, 1))), 1)
 
 
-# The height above the end, of the parts of the decay that are done and left.
+# The height above the end, from the parts of the decay that are done and left.
 _DECAYS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "linear": lambda done, left: left,
     "cosine": lambda done, left: ar.half_wave(left),
@@ -34,7 +34,7 @@ def warmup(
     *,
     init_value: Number | None = None,
 ) -> optax.Schedule:
-    r"""Goes up to the first value of a schedule in a straight line, then follows it.
+    r"""Rises in a straight line to the first value of a schedule, then follows it.
 
     With :math:`W` steps and :math:`\eta_0` the first value of the schedule
     :math:`\eta`:
@@ -42,9 +42,9 @@ def warmup(
     .. math:: \eta_0\,\frac{t + 1}{W + 1} \text{ for } t < W,
       \qquad \eta(t - W) \text{ for } t \ge W
 
-    So the first step is not zero, W steps are smaller than :math:`\eta_0`, and the
+    So the first step is not zero, and W steps are smaller than :math:`\eta_0`. The
     schedule begins to count when they are over: a decay of T steps ends at W + T (at T
-    in :func:`optax.warmup_cosine_decay_schedule`). To have it count from the start, use
+    in :func:`optax.warmup_cosine_decay_schedule`). To make it count from the start, use
     ``multiply(schedule, warmup(1.0, W))``.
 
     Args:
@@ -74,9 +74,9 @@ def warmup(
     @ar.schedule
     def scheduled(count: jax.Array) -> jax.Array:
         value = ar.call(schedule, ar.later(count, steps))
-        # During the warm-up the schedule is called at 0: `value` is what to go up to.
+        # During the warm-up, `value` is that at 0, the top of the ramp.
         start = value / (ar.real(steps) + 1) if init_value is None else init_value
-        # A ramp of 0 steps would be NaN, and so would be its derivative.
+        # A ramp of 0 steps would be NaN, and so would its derivative.
         up = ar.ramp(start, value, *ar.fractions(count, jnp.maximum(steps, 1)))
         return jnp.where(count >= ar.like(count, steps), value, up)
 
@@ -93,14 +93,14 @@ def warmup_stable_decay(
     end_value: Number = 0.0,
     decay: Literal["linear", "cosine", "1-sqrt"] = "linear",
 ) -> optax.Schedule:
-    r"""Goes up, stays at the peak, and goes down at the end.
+    r"""Rises, stays at the peak, and falls at the end.
 
     With :math:`x` the part of `decay_steps` that is done, the last phase is
     :math:`\eta_T + (\eta_p - \eta_T)\, h(x)`.
 
     Args:
       peak_value: :math:`\eta_p`.
-      warmup_steps: steps of `warmup`, at least 0: below the peak, the first not zero.
+      warmup_steps: steps of `warmup`, at least 0, all of them below the peak.
       stable_steps: steps at the peak, at least 0.
       decay_steps: steps from the peak to `end_value`, which is reached at count
         ``warmup_steps + stable_steps + decay_steps`` and held.
