@@ -213,16 +213,19 @@ def _update(
 
 def _stopped(losses: jax.Array, memory: float, divergence: float) -> jax.Array:
     """Returns, for each loss but the first, whether an earlier loss has diverged."""
-    finite = jnp.isfinite(losses)
-    terms = jnp.stack([jnp.where(finite, losses, 0), finite.astype(losses.dtype)], 1)
-    zeros = jnp.zeros_like(terms[0])
-    sums = jax.lax.scan(lambda sums, terms: 2 * (memory * sums + terms,), zeros, terms)
-    total, weight = sums[1].T
-    average = jnp.where(weight > 0, total / weight, jnp.inf)
-    best = jax.lax.cummin(average)
-    limit = best + (divergence - 1) * jnp.abs(best)
-    diverged = finite & ~(average <= limit)  # written so, it is True for NaN
-    return jnp.cumsum(diverged[:-1]) > 0
+
+    def step(carry: Any, loss: jax.Array) -> Any:
+        total, weight, best, stopped = carry
+        finite = jnp.isfinite(loss)
+        total = memory * total + jnp.where(finite, loss, 0)
+        weight = memory * weight + jnp.where(finite, 1, 0)
+        best = jnp.fmin(best, total / weight)
+        # Written so, it is True for NaN.
+        stopped |= finite & ~(total / weight <= best + (divergence - 1) * jnp.abs(best))
+        return (total, weight, best, stopped), stopped
+
+    start = *np.array([0, 0, np.inf], losses.dtype), False
+    return jax.lax.scan(step, start, losses)[1][:-1]
 
 
 def _check_params(params: Any) -> None:
