@@ -101,11 +101,6 @@ def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
         ) from error
 
 
-def keep_prob(value: Any, name: str = "keep_prob") -> None:
-    """Raises unless `value` can be a keep probability."""
-    number(name, value, above=0, most=1)
-
-
 def state(value: Any) -> None:
     """Raises unless `value` looks like the state that init returns."""
     if not (hasattr(value, "count") and hasattr(value, "rng_key")):
@@ -150,7 +145,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (jax.Array, np.ndarray)):
         return f"{value.dtype} of shape {value.shape}"
     text = repr(value)
-    readable = len(text) < 60 and " at 0x" not in text
+    readable = len(text) < 60 and " at 0x" not in text and "Tracer<" not in text
     return text if readable else f"a {type(value).__name__}"
 
 

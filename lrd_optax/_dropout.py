@@ -111,7 +111,7 @@ def learning_rate_dropout(
       IEEE TNNLS 34(11), 2023, doi 10.1109/TNNLS.2022.3155181
     """
     if not callable(keep_prob):
-        _checks.keep_prob(keep_prob)
+        _checks.number("keep_prob", keep_prob, above=0, most=1)
     _keys.check_key(key)
     if not isinstance(unbiased, (bool, np.bool_)):
         raise TypeError(f"unbiased must be True or False, got {unbiased!r}")
@@ -130,7 +130,7 @@ def learning_rate_dropout(
         prob = keep_prob
         if callable(prob):
             prob = _checks.call("the keep_prob schedule", prob, state.count)
-            _checks.keep_prob(prob, "the value of the keep_prob schedule")
+            _checks.number("the value of the keep_prob schedule", prob, above=0, most=1)
         limit = _masks.threshold(prob)
         if callable(keep_prob) and limit is not _masks.ALL:
             # An array, since a number would be compiled anew for each count.
@@ -182,7 +182,7 @@ def sample_mask(
       Array([[0., 1., 1.],
              [1., 0., 0.]], dtype=float32)
     """
-    _checks.keep_prob(keep_prob)
+    _checks.number("keep_prob", keep_prob, above=0, most=1)
     _keys.check_key(rng_key, "rng_key")
     _, words = _keys.step_words(_keys.key_words(rng_key))
     leaves, treedef = jax.tree.flatten(tree)

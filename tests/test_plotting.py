@@ -240,7 +240,8 @@ def test_trajectories(ax):
     np.testing.assert_array_equal(starts, [path[0], path[0], -path[0], 2 * path[0]])
     np.testing.assert_array_equal(ends, np.zeros((4, 2)))
     fixed = Figure().subplots()
-    plotting.plot_trajectories(loss, {"one": path}, xlim=(-1, 1), ylim=(0, 3), ax=fixed)
+    ylim = np.array([0, 3])
+    plotting.plot_trajectories(loss, {"one": path}, xlim=(-1, 1), ylim=ylim, ax=fixed)
     assert fixed.get_xlim() == (-1, 1)
     assert fixed.get_ylim() == (0, 3)
     # A path that left for infinity, a loss that is flat.

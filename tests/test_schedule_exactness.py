@@ -71,6 +71,15 @@ def test_all_lengths(name):
     assert np.max(np.abs(value - eager)) <= 4 * np.spacing(np.float32(case.high))
 
 
+@pytest.mark.parametrize("power", [1, 1.5, 2, 3.7, 9.5, 33.25])
+def test_powers_without_jit(power):
+    """The power multiplies what a product with 1 / T in place of a division changes."""
+    schedule = schedules.polynomial_decay(1.0, 0.0, power, 1000)
+    count = jnp.arange(1001)
+    eager, jitted = np.asarray(schedule(count)), np.asarray(jax.jit(schedule)(count))
+    assert np.all(np.abs(eager - jitted) <= 4 * np.spacing(jitted))
+
+
 def test_a_plain_division_would_fail():
     lengths = np.arange(1, 1000)
 

@@ -100,11 +100,11 @@ def plot_trajectories(
             )
     ax = _style.axes(ax)
     points = np.concatenate([run.reshape(-1, 2) for run in runs.values()])
-    xlim = xlim or _limits(points[:, 0])
-    ylim = ylim or _limits(points[:, 1])
+    xlim = _limits(points[:, 0]) if xlim is None else xlim
+    ylim = _limits(points[:, 1]) if ylim is None else ylim
     x, y = np.meshgrid(np.linspace(*xlim, 200), np.linspace(*ylim, 200))
     height = np.asarray(jax.vmap(jax.vmap(loss))(jnp.stack([x, y], axis=-1)), float)
-    height = np.where(np.isfinite(height), height, np.nan)
+    height = np.where(np.isfinite(height), height, np.nan).reshape(x.shape)
     finite = height[np.isfinite(height)]
     quantiles = np.linspace(0, 1, 16)
     levels = np.unique(np.quantile(finite if finite.size else [0.0], quantiles))

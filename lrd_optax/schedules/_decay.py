@@ -222,7 +222,10 @@ def polynomial_decay(
     power = _checks.number("power", power, above=0)
     decay_steps = _checks.whole_number("decay_steps", decay_steps)
 
+    # Compiled as one, since XLA multiplies by 1 / steps: an error that the power
+    # multiplies. So the values without an outer jit are the same.
     @ar.schedule
+    @jax.jit
     def schedule(count: jax.Array) -> jax.Array:
         if isinstance(power, float) and power == 1:
             return ar.ramp(init_value, end_value, *ar.fractions(count, decay_steps))
