@@ -1,7 +1,4 @@
-"""Counts the lines of code below each folder given: no blank, comment or docstring.
-
-python .ci/lines_of_code.py lrd_optax
-"""
+"""Counts the lines of code below folders, without blanks, comments and docstrings."""
 
 import ast
 import io

@@ -130,7 +130,8 @@ def learning_rate_dropout(
         prob = keep_prob
         if callable(prob):
             prob = _checks.call("the keep_prob schedule", prob, state.count)
-            _checks.number("the value of the keep_prob schedule", prob, above=0, most=1)
+            name = "the value of the keep_prob schedule"
+            prob = _checks.number(name, prob, above=0, most=1)
         limit = _masks.threshold(prob)
         if callable(keep_prob) and limit is not _masks.ALL:
             # An array, since a number would be compiled anew for each count.

@@ -109,14 +109,14 @@ def lr_range_test(
     _checks.function("loss_fn", loss_fn)
     _checks.function("make_optimizer", make_optimizer)
     _check_params(params)
-    rates = _rates(min_value, max_value, num_steps, scale)
+    rates = jnp.asarray(_rates(min_value, max_value, num_steps, scale))
     batches = _stacked(batches, len(rates) + 1)
     part = _checks.number("smoothing", smoothing, least=0, most=0.2, static=True)
     if divergence is not None:
         divergence = _checks.number("divergence", divergence, above=1, static=True)
     train = jax.jit(functools.partial(_train, loss_fn, make_optimizer))
-    losses = train(params, batches, jnp.asarray(rates))
-    return _result(jnp.asarray(rates), losses, part * len(rates), divergence)
+    losses = train(params, batches, rates)
+    return _result(rates, losses, part * len(rates), divergence)
 
 
 # Separate from the training, so that it is compiled once for all tests of one length.

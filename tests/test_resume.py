@@ -67,7 +67,7 @@ def test_killed_runs_end_alike(tmp_path):
     moments = random.Random(0)
     with training(tmp_path / "left_alone") as process:
         _, expected = finish(process)
-    begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(2)]
+    begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(3)]
     with training(tmp_path / "killed") as process:
         begin, result = finish(process)
     begins.append(int(begin.split()[-1]))

@@ -99,7 +99,7 @@ def test_trains_and_resumes(optimizer, loss):
 
     curves = []
     # Given directly it is the same curve.
-    for direct in (False, True) if optimizer == "adam" else (False,):
+    for direct in (False, True) if optimizer in ("sgd", "adam") else (False,):
 
         @jax.jit
         @jax.vmap
