@@ -109,7 +109,7 @@ CHECKED = {
 
 def stored(updates, state, params=None):
     """Applies the library's masks, but stores each in memory before it is used."""
-    masks = lrd_optax.sample_mask(state.rng_key, updates, 0.5)
+    masks = lrd_optax.sample_mask(DROPOUT, state, updates)
     masks = jax.lax.optimization_barrier(masks)
     _, state = DROPOUT.update(updates, state)
     return jax.tree.map(lambda m, u: jnp.where(m, u, 0), masks, updates), state

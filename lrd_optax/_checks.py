@@ -140,6 +140,12 @@ def updates(leaves: list[Any]) -> None:
             )
 
 
+def shortened(value: Any) -> str:
+    """Returns the beginning of a long text, as for a tree, which may fill pages."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
 def shown(value: Any) -> str:
     """Returns `value` as an error message shows it."""
     if isinstance(value, (jax.Array, np.ndarray)):

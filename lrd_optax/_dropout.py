@@ -1,13 +1,14 @@
 """Learning Rate Dropout as a gradient transformation."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lrd_optax import _checks, _keys, _masks, _meshes
+from lrd_optax import _checks, _keys, _masks, _meshes, _prefixes
 
 
 class LearningRateDropoutState(NamedTuple):
@@ -15,8 +16,8 @@ class LearningRateDropoutState(NamedTuple):
 
     Attributes:
       count: the number of updates so far, an int32 scalar.
-      rng_key: two words, ``uint32[2]``. The next update draws its masks from them and
-        replaces them.
+      rng_key: two words, ``uint32[2]``. The next update draws its masks from them. They
+        are replaced when a mask has been used for `hold_steps` updates.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
@@ -24,16 +25,19 @@ class LearningRateDropoutState(NamedTuple):
 
 
 def learning_rate_dropout(
-    keep_prob: optax.ScalarOrSchedule = 0.5,
+    keep_prob: Any = 0.5,
     *,
     key: _keys.KeyLike,
     unbiased: bool = False,
+    granularity: Any = "element",
+    hold_steps: int | jax.Array = 1,
+    sampler: Literal["bernoulli", "cycle"] = "bernoulli",
 ) -> optax.GradientTransformation:
     r"""Keeps each element of the update with probability `keep_prob`; the rest is 0.
 
     At step :math:`t` the base optimizer proposes the update :math:`u_t`, computed
     from the full gradient. A fresh mask with independent entries decides which
-    elements of it are applied:
+    elements of it are applied (or which rows, columns or tensors, see `granularity`):
 
     .. math::
 
@@ -53,11 +57,12 @@ def learning_rate_dropout(
     Args:
       keep_prob: the probability :math:`p` that an element is KEPT: a number in
         (0, 1], a schedule of the update count (from 0), or a float scalar array,
-        which may be traced. With the number 1 the updates are returned bit for bit.
-        Numbers are checked, including those that a schedule returns. The value of a
-        JAX array is not checked: it is rounded to float32, nothing is kept at or
-        below 0 (and at NaN), and everything is kept at or above 1. The mask has this
-        probability to within 2**-24.
+        which may be traced. Or a tree prefix of these, if parts of the tree differ:
+        ``{"embed": 0.9, "layers": 0.5}``. With the number 1 the updates are returned
+        bit for bit. Numbers are checked, including those that a schedule returns. The
+        value of a JAX array is not checked: it is rounded to float32, nothing is kept
+        at or below 0 (and at NaN), and everything is kept at or above 1. The mask has
+        this probability to within 2**-24.
       key: the source of the masks, required: an int seed, a typed key of any
         implementation (:func:`jax.random.key`), or a legacy ``uint32`` key
         (:func:`jax.random.PRNGKey`). It may be traced: ``vmap`` over keys trains an
@@ -65,6 +70,22 @@ def learning_rate_dropout(
         never consumes it. Two transformations with equal keys draw equal masks.
       unbiased: if True, kept elements are multiplied by ``1 / keep_prob``
         (computed in float32 for narrower dtypes).
+      granularity: what one decision is for. ``"element"``: each element has its own.
+        ``"row"``: all elements with one index of the next-to-last axis share one.
+        ``"column"``: those with one index of the last axis. ``"tensor"``: a whole leaf.
+        In general, a tuple of the axes along which decisions DIFFER: ``(-2,)`` is
+        "row", ``(-1,)`` is "column" and so one for each output unit of a Flax kernel
+        ``[in, out]``, ``()`` is "tensor", and ``(0, -1)`` is one for each column of
+        each layer, if layers are stacked along axis 0. Axes that a leaf does not have
+        are left out: a vector is one row, a scalar one element. Or a tree prefix of
+        these, or a function that takes the updates and returns one.
+      hold_steps: for how many updates a mask stays, a whole number from 1.
+      sampler: ``"bernoulli"``: decisions are independent from mask to mask.
+        ``"cycle"``: they are drawn without replacement. `keep_prob` must be
+        :math:`1/n`, and each element (row, ...) is kept by exactly one of the n masks
+        of a cycle, in an order that is drawn anew for each cycle. Cycles are counted
+        from update 0. If a schedule changes n, the cycle under way is cut. A
+        `keep_prob` whose value is not known is rounded to the nearest 1/n.
 
     Returns:
       An :class:`optax.GradientTransformation` with state
@@ -78,17 +99,19 @@ def learning_rate_dropout(
       ``jit``. (An array may have at most 2**32 rows of 2**32 elements, where a row
       spans one or more trailing dimensions.) Inside ``shard_map`` each array is one
       shard. An array that varies over a manual mesh axis gets a different mask in
-      every shard along that axis; a replicated array gets the same mask in all. With
+      every shard along that axis; a replicated array gets the same mask in all. JAX
+      does not say along which of its own axes it varies, so every shard decides for
+      itself: "tensor" means the shard, and "row" a row of the shard. With
       ``check_vma=False`` (and in ``pmap``) JAX does not know which arrays vary, and
       all shards draw the same masks unless their keys differ.
 
     Raises:
-      ValueError: if a number `keep_prob` is outside of (0, 1], or `keep_prob` or `key`
-        has a wrong shape. The update raises it if a schedule returns such a value, or
-        if the state's key is not two words.
-      TypeError: if `keep_prob`, `key` or `unbiased` has a wrong type. The update raises
-        it if the state is not what `init` returned, or if an update is not an array of
-        numbers.
+      ValueError: if a number `keep_prob` is outside of (0, 1], or not 1/n for a cycle,
+        or `keep_prob` or `key` has a wrong shape, or another argument is none of those
+        that are allowed. The update raises it if a schedule returns such a value, a
+        tree prefix does not fit, or the state's key is not two words.
+      TypeError: if an argument has a wrong type. The update raises it if the state is
+        not what `init` returned, or if an update is not an array of numbers.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
@@ -110,11 +133,18 @@ def learning_rate_dropout(
       Lin et al, `Learning Rate Dropout <https://arxiv.org/abs/1912.00144>`_, 2019;
       IEEE TNNLS 34(11), 2023, doi 10.1109/TNNLS.2022.3155181
     """
-    if not callable(keep_prob):
-        _checks.number("keep_prob", keep_prob, above=0, most=1)
+    _checks.choice("sampler", sampler, ("bernoulli", "cycle"))
+    probs, probs_prefix = jax.tree.flatten(keep_prob, is_leaf=callable)
+    for prob in probs or [keep_prob]:
+        if not callable(prob):
+            _check_keep_prob("keep_prob", prob, sampler)
     _keys.check_key(key)
     if not isinstance(unbiased, (bool, np.bool_)):
         raise TypeError(f"unbiased must be True or False, got {unbiased!r}")
+    _prefixes.check_granularity(granularity)
+    hold_steps = _checks.whole_number("hold_steps", hold_steps)
+    if isinstance(hold_steps, int):
+        hold_steps = _masks.Fixed(hold_steps)
 
     def init_fn(params: optax.Params) -> LearningRateDropoutState:
         del params
@@ -127,87 +157,167 @@ def learning_rate_dropout(
         leaves, treedef = jax.tree.flatten(updates)
         _checks.state(state)
         _checks.updates(leaves)
-        prob = keep_prob
-        if callable(prob):
-            prob = _checks.call("the keep_prob schedule", prob, state.count)
-            name = "the value of the keep_prob schedule"
-            prob = _checks.number(name, prob, above=0, most=1)
-        limit = _masks.threshold(prob)
-        if callable(keep_prob) and limit is not _masks.ALL:
-            # An array, since a number would be compiled anew for each count.
-            limit = jnp.asarray(limit, jnp.uint32)
+        axes = _prefixes.axes_per_leaf(granularity, updates)
+        numbers = _prefixes.numbers_per_leaf("keep_prob", probs_prefix, updates)
+        shares = [_share(prob, state.count, sampler) for prob in probs]
         # Outside of jit too, one dispatch for the whole tree if its devices allow it.
         apply = _apply_masks_jitted if _meshes.on_same_devices(leaves) else _apply_masks
         state = LearningRateDropoutState(state.count, state.rng_key)
-        leaves, state = apply(leaves, state, limit, bool(unbiased))
+        leaves, state = apply(
+            leaves,
+            state,
+            shares,
+            hold_steps,
+            plan=tuple(zip(axes, numbers, strict=True)),
+            sampler=sampler,
+            unbiased=bool(unbiased),
+        )
         return jax.tree.unflatten(treedef, leaves), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def sample_mask(
-    rng_key: _keys.KeyLike, tree: Any, keep_prob: jax.typing.ArrayLike
-) -> Any:
-    """Returns the mask that an update applies if the state holds `rng_key`.
+def sample_mask(dropout: optax.GradientTransformation, state: Any, tree: Any) -> Any:
+    """Returns the mask that ``dropout.update(..., state)`` applies.
 
     Use it to look at masks, to replay them, and in tests.
 
     Args:
-      rng_key: the field of :class:`LearningRateDropoutState` before the update,
-        ``uint32[2]`` (``state[-1].rng_key`` if the transformation is last in a chain).
-        For the mask of the first update, anything that `learning_rate_dropout` takes
-        as `key`.
-      tree: a tree with the structure of the updates. Only the shapes and shardings of
-        its leaves are used, so :class:`jax.ShapeDtypeStruct` will do. Inside
-        ``shard_map`` pass the arrays: their mask also depends on the mesh axes over
-        which they vary.
-      keep_prob: the probability that the update uses: a number in (0, 1] or a float
-        scalar array. For a schedule, pass its value: ``schedule(state.count)``.
+      dropout: what `learning_rate_dropout` returns, or a wrapper of it that takes its
+        updates, as :func:`optax.masked`. What a wrapper leaves alone counts as kept.
+      state: the state before the update, or a tree that holds it and no other of its
+        type, such as the state of a chain.
+      tree: a tree with the structure of the updates. Only the shapes, dtypes and
+        shardings of its leaves are used, so :class:`jax.ShapeDtypeStruct` will do.
+        Inside ``shard_map`` pass the arrays: their mask also depends on the mesh axes
+        over which they vary.
 
     Returns:
       A tree of the same structure. Its leaves are boolean arrays of the same shapes,
       True where an element is kept.
 
     Raises:
-      ValueError, TypeError: as for `learning_rate_dropout`.
+      TypeError: if `dropout` is not a transformation, or as the update does.
+      ValueError: if `state` holds several states, or as the update does.
 
     Examples:
-      >>> import jax.numpy as jnp, lrd_optax
+      >>> import jax.numpy as jnp, lrd_optax, optax
       >>> updates = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
       >>> dropout = lrd_optax.learning_rate_dropout(0.5, key=0)
-      >>> state = dropout.init(updates)
-      >>> lrd_optax.sample_mask(state.rng_key, updates, 0.5)["w"]
+      >>> optimizer = optax.chain(optax.sgd(1.0), dropout)
+      >>> state = optimizer.init(updates)
+      >>> lrd_optax.sample_mask(dropout, state, updates)["w"]
       Array([[False,  True,  True],
              [ True, False, False]], dtype=bool)
-      >>> dropout.update(updates, state)[0]["w"]
-      Array([[0., 1., 1.],
-             [1., 0., 0.]], dtype=float32)
+      >>> optimizer.update(updates, state)[0]["w"]
+      Array([[ 0., -1., -1.],
+             [-1.,  0.,  0.]], dtype=float32)
     """
-    _checks.number("keep_prob", keep_prob, above=0, most=1)
-    _keys.check_key(rng_key, "rng_key")
-    _, words = _keys.step_words(_keys.key_words(rng_key))
-    leaves, treedef = jax.tree.flatten(tree)
-    masks = _masks.tree_masks(words, leaves, _masks.threshold(keep_prob))
-    return jax.tree.unflatten(treedef, masks)
+    if not hasattr(dropout, "update"):
+        raise TypeError(
+            "sample_mask takes (dropout, state, tree), where dropout is what "
+            f"learning_rate_dropout returns, got {_checks.shown(dropout)} for it"
+        )
+    ones = jax.tree.map(_ones_like, tree)
+    _checks.updates(jax.tree.leaves(ones))
+    wanted = type(jax.eval_shape(dropout.init, ones))
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, wanted))
+    states = [node for node in nodes if isinstance(node, wanted)] or [state]
+    if len(states) > 1:
+        raise ValueError(
+            f"state must hold one {wanted.__name__}, got {len(states)}: "
+            "pass the one of this transformation"
+        )
+    updates, _ = dropout.update(ones, states[0])
+    return jax.tree.map(lambda update: update != 0, updates)
+
+
+def _ones_like(leaf: Any) -> Any:
+    """Returns ones of the shape, dtype and sharding of an array, or of its shape."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        sharding = _meshes.explicit_sharding(leaf, leaf)
+        return jnp.ones(leaf.shape, leaf.dtype, out_sharding=sharding)
+    return jnp.ones_like(leaf) if hasattr(leaf, "dtype") else leaf
+
+
+def _check_keep_prob(name: str, value: Any, sampler: str) -> Any:
+    """Returns a probability as a number or an array, as `_checks.number` does."""
+    value = _checks.number(name, value, above=0, most=1)
+    if sampler == "cycle" and isinstance(value, float):
+        length = _masks.cycle_length(value) if value >= 2**-24 else 0
+        if not length or np.float32(1 / length) != np.float32(value):
+            raise ValueError(
+                f"{name} must be 1/n for a whole number n of at most 2**24 if sampler "
+                f'is "cycle", got {value}'
+            )
+    return value
+
+
+def _share(prob: Any, count: jax.Array, sampler: str) -> _masks.Whole:
+    """Returns how much is kept: a threshold, or the length of a cycle."""
+    find = _masks.threshold if sampler == "bernoulli" else _masks.cycle_length
+    if not callable(prob):
+        return find(prob)
+    value = _checks.call("the keep_prob schedule", prob, count)
+    name = "the value of the keep_prob schedule"
+    share = find(_check_keep_prob(name, value, sampler))
+    # An array, since a number would be compiled anew for each count.
+    return share if share is _masks.ALL else jnp.asarray(share, jnp.uint32)
 
 
 def _apply_masks(
-    leaves: Any, state: LearningRateDropoutState, limit: _masks.Limit, unbiased: bool
+    leaves: Any,
+    state: LearningRateDropoutState,
+    shares: list[_masks.Whole],
+    hold_steps: _masks.Whole,
+    *,
+    plan: tuple[tuple[_masks.Axes, int], ...],
+    sampler: str,
+    unbiased: bool,
 ) -> tuple[list[Any], LearningRateDropoutState]:
-    """Returns the leaves, with 0 where an element is dropped, and the next state."""
-    next_key, words = _keys.step_words(jnp.asarray(state.rng_key))
-    state = LearningRateDropoutState(optax.safe_increment(state.count), next_key)
-    if limit is _masks.ALL:
-        return leaves, state
-    masks = _masks.tree_masks(words, leaves, limit)
-    divisor = limit if unbiased else None
-    return [_select(*pair, divisor) for pair in zip(masks, leaves, strict=True)], state
+    """Returns the leaves, with 0 where an element is dropped, and the next state.
+
+    The plan holds, for each leaf, the axes along which decisions differ, and the number
+    of its share.
+    """
+    key, hold = jnp.asarray(state.rng_key), jnp.asarray(state.count).astype(jnp.uint32)
+    next_key = _keys.next_key(key)
+    if not (isinstance(hold_steps, int) and hold_steps == 1):
+        steps = jnp.asarray(hold_steps).astype(jnp.uint32)
+        hold, step = jnp.divmod(hold, steps)
+        next_key = jnp.where(step == steps - 1, next_key, key)
+    next_state = LearningRateDropoutState(optax.safe_increment(state.count), next_key)
+    if sampler == "bernoulli":
+        words = _keys.mask_words(key)
+        rules = [(words, _masks.Window(share)) for share in shares]
+    else:  # all holds of a cycle draw from its first key
+        places = [_masks.place_in_cycle(hold, length) for length in shares]
+        rules = [
+            (_keys.mask_words(key, place), _masks.cycle_window(place, length))
+            for place, length in zip(places, shares, strict=True)
+        ]
+
+    @functools.cache
+    def words_of(number: int, varying: frozenset[Any]) -> _keys.Words:
+        return _keys.shard_words(rules[number][0], varying)
+
+    kept = []
+    for position, (leaf, (axes, number)) in enumerate(zip(leaves, plan, strict=True)):
+        window = rules[number][1]
+        if not window.keeps_all:
+            words = words_of(number, _meshes.varying_axes(jax.typeof(leaf)))
+            mask = _masks.leaf_mask(words, position, leaf, axes, window)
+            leaf = _select(mask, leaf, window.limit if unbiased else None)
+        kept.append(leaf)
+    return kept, next_state
 
 
-_apply_masks_jitted = jax.jit(_apply_masks, static_argnames="unbiased")
+_apply_masks_jitted = jax.jit(
+    _apply_masks, static_argnames=("plan", "sampler", "unbiased")
+)
 
 
-def _select(mask: jax.Array, leaf: Any, limit: _masks.Limit | None) -> jax.Array:
+def _select(mask: jax.Array, leaf: Any, limit: _masks.Whole | None) -> jax.Array:
     """Returns the leaf where the mask is True, and 0 elsewhere.
 
     With a limit, the leaf is divided by the probability that masks have at this limit.
@@ -219,7 +329,7 @@ def _select(mask: jax.Array, leaf: Any, limit: _masks.Limit | None) -> jax.Array
     return jax.lax.select(mask, update, jax.lax.full_like(update, 0))
 
 
-def _divide(update: jax.Array, limit: _masks.Limit) -> jax.Array:
+def _divide(update: jax.Array, limit: _masks.Whole) -> jax.Array:
     """Returns `update` divided by the probability that masks have at `limit`."""
     if not jnp.issubdtype(update.dtype, jnp.inexact):
         raise TypeError(f"unbiased needs float or complex updates, got {update.dtype}")

@@ -39,8 +39,6 @@ def check_key(key: KeyLike, name: str = "key") -> None:
             raise ValueError(f"{name} as an int must fit in 64 bits, got {key}")
         return
     if not isinstance(key, (jax.Array, np.ndarray)):
-        if hasattr(key, "rng_key"):  # a whole state instead of its field
-            raise TypeError(f"{name} {_RULE}, got a state: pass its field rng_key")
         raise TypeError(f"{name} {_RULE}, got {_checks.shown(key)}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
@@ -80,20 +78,26 @@ def key_words(key: Any) -> jax.Array:
     return words
 
 
-def step_words(words: jax.Array) -> tuple[jax.Array, Words]:
-    """Returns the words that replace `words` in the state, and those to draw from now.
+def next_key(key: jax.Array) -> jax.Array:
+    """Returns the words that replace those in the state when its masks are used up.
 
-    The words in the state grow by two fixed odd constants at each step. The words to
-    draw from are a one-to-one mix of them. So keys that users derive from one another,
-    by ``fold_in``, ``split`` or counting, do not repeat each other's masks.
+    They grow by two fixed odd constants, and `mask_words` is a one-to-one mix of them.
+    So keys that users derive from one another, by ``fold_in``, ``split`` or counting,
+    do not repeat each other's masks.
     """
-    next_words = words + _WEYL
+    return key + _WEYL
+
+
+def mask_words(key: jax.Array, back: jax.Array | None = None) -> Words:
+    """Returns the words to draw masks from. `back` goes back so many keys, uint32."""
     # A user who shards every array of the state may have split the two words.
-    sharding = jax.typeof(words).sharding
+    sharding = jax.typeof(key).sharding
     if any(axis is not None for axis in sharding.spec):
         replicated = NamedSharding(sharding.mesh, PartitionSpec())
-        words = jax.sharding.reshard(words, replicated)
-    return next_words, _mix((words[0], words[1]))
+        key = jax.sharding.reshard(key, replicated)
+    if back is not None:
+        key = key - back * _WEYL
+    return _mix((key[0], key[1]))
 
 
 def shard_words(words: Words, axes: frozenset[Hashable]) -> Words:

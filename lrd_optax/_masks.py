@@ -2,11 +2,11 @@
 
 Nothing is drawn in advance and nothing is stored. Every element hashes its own global
 index with the words of the step and the number of its leaf, and is kept if the hash is
-below a threshold. This is elementwise, so XLA fuses it into the update that uses it. It
+in a window. This is elementwise, so XLA fuses it into the update that uses it. It
 needs no memory, and no communication under any sharding, and it gives the same bits on
 one device and on many. It has three separate parts:
 
-  `element_index`  the index of an element
+  `element_index`  the index of an element; those that are decided together share one
   `draw`           a uniform integer for an index
   `is_kept`        whether a draw means "kept"
 
@@ -17,7 +17,7 @@ the forms that were tried, and what XLA makes of each.
 
 import functools
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 from lrd_optax import _keys, _meshes
 
 _THRESHOLD_BITS = 24  # so that 0 ("never") and 2**24 ("always") both fit in uint32
+_LOW_BITS = np.uint32(32 - _THRESHOLD_BITS)
 _INDEX_LIMIT = 2**32
 _ODD = np.uint32(0xED5AD4BB)  # from "triple32": C. Wellons, Hash Prospector, 2018
 _SHIFT = np.uint32(16)
@@ -34,30 +35,44 @@ _LEAF_STRIDE = 0x9E3779B1  # prime, about 2**32 / golden ratio
 
 @jax.tree_util.register_static
 class Fixed(int):
-    """A `Limit` that the compiler knows: ``jit`` makes it part of the program."""
+    """An integer that the compiler knows: ``jit`` makes it part of the program."""
 
+
+Axes: TypeAlias = tuple[int, ...]
 
 Sharding: TypeAlias = jax.sharding.NamedSharding | None
 
-Limit: TypeAlias = Fixed | jax.Array
-"""How many of the 2**24 possible draws mean "kept", see `is_kept`."""
+Whole: TypeAlias = Fixed | jax.Array
+"""A whole number at least 0, ``uint32`` if it is an array."""
 
 ALL = Fixed(2**_THRESHOLD_BITS)
 
 
-def tree_masks(words: _keys.Words, leaves: list[Any], limit: Limit) -> list[jax.Array]:
-    """Returns the mask of every leaf: True where an element is kept."""
-    words_of: dict[Any, _keys.Words] = {}  # by the mesh axes over which a leaf varies
-    masks = []
-    for n, leaf in enumerate(leaves):
-        aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-        axes = _meshes.varying_axes(aval)
-        if axes not in words_of:
-            words_of[axes] = _keys.shard_words(words, axes)
-        sharding = _meshes.explicit_sharding(leaf, aval)
-        number = _leaf_number(n)
-        masks.append(_leaf_mask(words_of[axes], number, limit, aval.shape, sharding))
-    return masks
+class Window(NamedTuple):
+    """The draws that mean "kept", of the 2**24 that are possible.
+
+    They are the `limit` draws from `start` on. A start of None is 0.
+    """
+
+    limit: Whole
+    start: jax.Array | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        return isinstance(self.limit, int) and self.limit == ALL
+
+
+def leaf_mask(
+    words: _keys.Words, position: int, leaf: Any, axes: Axes, window: Window
+) -> jax.Array:
+    """Returns the mask of the leaf at `position` in its tree: True is kept.
+
+    The words are those of `_meshes.varying_axes`. Decisions differ along `axes`.
+    """
+    aval = jax.typeof(leaf)
+    sharding = _meshes.explicit_sharding(leaf, aval)
+    number = _leaf_number(position)
+    return _leaf_mask(words, number, window, aval.shape, axes, sharding)
 
 
 def _leaf_number(position: int) -> np.ndarray:
@@ -70,66 +85,99 @@ def _leaf_number(position: int) -> np.ndarray:
 
 
 # Traced once per shape.
-@functools.partial(jax.jit, static_argnames=("shape", "sharding"))
+@functools.partial(jax.jit, static_argnames=("shape", "axes", "sharding"))
 def _leaf_mask(
-    words: _keys.Words, number: Any, limit: Limit, shape: Any, sharding: Sharding
+    words: _keys.Words,
+    number: Any,
+    window: Window,
+    shape: Any,
+    axes: Axes,
+    sharding: Sharding,
 ) -> jax.Array:
     first, second = words
 
-    def on_tpu() -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    def tpu() -> tuple[jax.Array, jax.Array | None, jax.Array]:
         # There a scalar costs nothing, and an array would cost a kernel per leaf.
-        return first + number[0], *element_index(shape, sharding, flat=True)
+        return first + number[0], *element_index(shape, axes, sharding, on_tpu=True)
 
     def elsewhere() -> tuple[jax.Array, jax.Array | None, jax.Array]:
-        return (first + number)[0], *element_index(shape, sharding)
+        return (first + number)[0], *element_index(shape, axes, sharding)
 
-    start, row, index = jax.lax.platform_dependent(tpu=on_tpu, default=elsewhere)
+    start, row, index = jax.lax.platform_dependent(tpu=tpu, default=elsewhere)
     if row is not None:
         start, second = _keys.scramble(start + row), _keys.scramble(second ^ row)
-    return is_kept(draw(index, start, second), limit)
+    return is_kept(draw(index, start, second), window)
 
 
 def element_index(
-    shape: tuple[Any, ...], sharding: Sharding = None, flat: bool = False
+    shape: tuple[Any, ...], axes: Axes, sharding: Sharding = None, on_tpu: bool = False
 ) -> tuple[jax.Array | None, jax.Array]:
     """Returns the global index of every element, as (row, index in the row), uint32.
 
-    The index counts in row-major order over the whole (global, unsharded) shape. A row
-    spans as many trailing dimensions as 32 bits can number. It is None if one row holds
-    the whole leaf. A shape with symbolic dimensions is taken as one row.
+    The index counts in row-major order over `axes` of the whole (global, unsharded)
+    shape. A row spans as many of the last axes as 32 bits can number. It is None if one
+    row holds the whole leaf. Symbolic dimensions are taken as one row.
     """
-    dims = range(len(shape))
+    sizes = [shape[axis] for axis in axes]
     rank = 0
-    if all(isinstance(size, int) for size in shape):
-        sizes = [math.prod(shape[dim:]) for dim in [*dims, len(shape)]]
-        rank = next(dim for dim, size in enumerate(sizes) if size <= _INDEX_LIMIT)
-        if math.prod(shape[:rank]) > _INDEX_LIMIT or (shape and rank == len(shape)):
+    if all(isinstance(size, int) for size in sizes):
+        spans = [math.prod(sizes[n:]) for n in range(len(sizes) + 1)]
+        rank = next(n for n, span in enumerate(spans) if span <= _INDEX_LIMIT)
+        if math.prod(sizes[:rank]) > _INDEX_LIMIT or (sizes and rank == len(sizes)):
             raise ValueError(
                 "a leaf must have at most 2**32 rows of at most 2**32 elements, "
                 f"got shape {shape}"
             )
-    row = _count(shape, dims[:rank], sharding) if rank else None
-    if flat and sharding is None and not rank:
-        # XLA for TPU computes the i * d of Horner's rule in kernels of their own, and
-        # merges the leaves that share them. It does not merge leaves that use one flat
-        # iota. On other platforms every device would compute all of a flat iota if the
-        # columns are sharded.
-        return row, jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    return row, _count(shape, dims[rank:], sharding)
+    every = tuple(range(len(shape)))
+    if on_tpu and axes == every and not rank and sharding is None:
+        return None, _flat_index(shape)
+    anchor = _anchor(shape, sharding) if on_tpu and axes not in ((), every) else None
+    row = _count(shape, axes[:rank], sharding, anchor) if rank else None
+    return row, _count(shape, axes[rank:], sharding, anchor)
 
 
-def _count(shape: tuple[Any, ...], dims: range, sharding: Sharding) -> jax.Array:
-    """Returns the index along `dims`, by Horner's rule: ((i d + j) e + k)."""
+def _flat_index(shape: tuple[Any, ...]) -> jax.Array:
+    # XLA for TPU computes the i * d of Horner's rule in kernels of their own, and
+    # merges the leaves that share them. It does not merge leaves that use one flat
+    # iota. On other platforms every device would compute all of a flat iota if the
+    # columns are sharded.
+    return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+
+
+def _anchor(shape: tuple[Any, ...], sharding: Sharding) -> jax.Array:
+    # XLA for TPU would draw for each row or column in one more kernel per leaf. It does
+    # not if the index has a part of the leaf's shape: a 0 that it does not know.
+    known = all(isinstance(size, int) for size in shape)
+    huge = known and math.prod(shape) > _INDEX_LIMIT
+    if sharding is None and not huge:
+        whole = _flat_index(shape)
+    else:
+        whole = _count(shape, tuple(range(len(shape))), sharding)
+    return whole & jax.lax.optimization_barrier(jnp.uint32(0))
+
+
+def _count(
+    shape: tuple[Any, ...],
+    axes: Axes,
+    sharding: Sharding,
+    anchor: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the index along `axes`, by Horner's rule: ((i d + j) e + k).
+
+    An anchor, of zeros, is added to the first place.
+    """
     index = None
-    for dim in dims:
-        size: Any = shape[dim]
+    for axis in axes:
+        size: Any = shape[axis]
         if isinstance(size, int) and size == 1:
             continue
-        place = jax.lax.broadcasted_iota(jnp.uint32, shape, dim, out_sharding=sharding)
+        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
         if index is not None:
             known = isinstance(size, int)  # it may be too large for int32
             factor = np.uint32(size) if known else jnp.asarray(size).astype(jnp.uint32)
             place = index * factor + place
+        elif anchor is not None:
+            place = place + anchor
         index = place
     if index is None:
         return jnp.zeros(shape, jnp.uint32, out_sharding=sharding)
@@ -155,15 +203,18 @@ def draw(index: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
     return x * _ODD  # the high bits are the well mixed ones
 
 
-def is_kept(drawn: jax.Array, limit: Limit) -> jax.Array:
-    """Returns whether the high 24 bits of a draw are below `limit`."""
+def is_kept(drawn: jax.Array, window: Window) -> jax.Array:
+    """Returns whether the high 24 bits of a draw are in the window."""
+    limit, start = window
+    if start is not None:  # draws below the start wrap around, to beyond the limit
+        drawn = drawn - (start << _LOW_BITS)
     if isinstance(limit, int) and limit > 0:  # the same in one operation less
-        return drawn <= np.uint32((limit << 8) - 1)
-    return drawn >> np.uint32(32 - _THRESHOLD_BITS) < jnp.asarray(limit, jnp.uint32)
+        return drawn <= np.uint32((limit << _LOW_BITS) - 1)
+    return drawn >> _LOW_BITS < jnp.asarray(limit, jnp.uint32)
 
 
-def threshold(keep_prob: jax.typing.ArrayLike) -> Limit:
-    """Returns the limit for a probability, `Fixed` if it is a Python number.
+def threshold(keep_prob: jax.typing.ArrayLike) -> Whole:
+    """Returns how many draws are kept at a probability, `Fixed` if it is a number.
 
     It is computed in float32, whatever the dtype and configuration, so that the masks
     never depend on them. Outside of [0, 1] it saturates; NaN keeps nothing.
@@ -176,7 +227,34 @@ def threshold(keep_prob: jax.typing.ArrayLike) -> Limit:
     return jnp.ceil(prob * 2**_THRESHOLD_BITS).astype(jnp.uint32)
 
 
-def inverse_probability(limit: Limit, dtype: Any) -> jax.Array:
+def cycle_length(keep_prob: jax.typing.ArrayLike) -> Whole:
+    """Returns the n for which `keep_prob` is 1/n, the nearest one if it is an array."""
+    if isinstance(keep_prob, (int, float)):
+        return Fixed(round(1 / keep_prob))
+    prob = jnp.asarray(keep_prob).astype(jnp.float32)
+    length = jnp.rint(1 / jnp.clip(prob, 2**-_THRESHOLD_BITS, 1))
+    return jnp.where(prob > 0, length, 0).astype(jnp.uint32)  # 0: nothing is kept
+
+
+def place_in_cycle(hold: jax.Array, length: Whole) -> jax.Array:
+    """Returns how many holds of its cycle are over when hold number `hold` begins."""
+    known = isinstance(length, int)
+    return hold % (np.uint32(length) if known else jnp.maximum(length, 1))
+
+
+def cycle_window(place: jax.Array, length: Whole) -> Window:
+    """Returns the window of a hold: those of one cycle contain every draw once."""
+    if isinstance(length, int) and ALL % length == 0:
+        known = Fixed(ALL // length)
+        return Window(known, place * np.uint32(known) if known < ALL else None)
+    holds = jnp.asarray(length, jnp.uint32)
+    size, rest = jnp.divmod(jnp.uint32(ALL), jnp.maximum(holds, 1))
+    # The first ones have one draw more, if the length does not divide their number.
+    limit = jnp.where(holds > 0, size + (place < rest).astype(jnp.uint32), 0)
+    return Window(limit, place * size + jnp.minimum(place, rest))
+
+
+def inverse_probability(limit: Whole, dtype: Any) -> jax.Array:
     """Returns 1 / (the probability that `is_kept` is True); never divides by 0."""
     count = jnp.maximum(jnp.asarray(limit, jnp.uint32), 1).astype(dtype)
     return 2**_THRESHOLD_BITS / count

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn_masks import mask_of
 
 import lrd_optax
 
@@ -18,6 +19,14 @@ ONES = np.ones(3, np.float32)
 NUMBER = "keep_prob must be a finite number above 0 and of at most 1, got"
 KEY = "key must be an int, a jax.random key, or a legacy uint32 key"
 RULE_UPDATES = "updates must be arrays of numbers, got a leaf of"
+GRANULARITY = (
+    "granularity must be one of 'element', 'row', 'column', 'tensor' or a tuple of axes"
+)
+CYCLE = 'must be 1/n for a whole number n of at most 2**24 if sampler is "cycle"'
+SAMPLE_MASK = (
+    "sample_mask takes (dropout, state, tree), where dropout is what "
+    "learning_rate_dropout returns"
+)
 RULE_STATE = "state must be the LearningRateDropoutState that init returns, got"
 
 
@@ -50,8 +59,7 @@ BAD_KEEP_PROBS = {
     "none": (None, TypeError, f"{NUMBER} None"),
     "bool": (True, TypeError, f"{NUMBER} True"),
     "complex": (0.5j, TypeError, f"{NUMBER} 0.5j"),
-    "list": ([0.5], TypeError, f"{NUMBER} [0.5]"),
-    "dict": ({"w": 0.5}, TypeError, f"{NUMBER} {{'w': 0.5}}"),
+    "empty list": ([], TypeError, f"{NUMBER} []"),
     "vector": (np.ones(3), ValueError, "keep_prob must be a scalar, got shape (3,)"),
     "bool array": (np.array(True), TypeError, f"{NUMBER} a scalar of dtype bool"),
     "numpy bool": (np.True_, TypeError, f"{NUMBER} a scalar of dtype bool"),
@@ -67,7 +75,6 @@ BAD_KEEP_PROBS = {
 def test_bad_keep_prob(case):
     value, error, message = BAD_KEEP_PROBS[case]
     raises(error, message, lambda: make(value))
-    raises(error, message, lambda: lrd_optax.sample_mask(0, ONES, value))
     message = (
         f"the value of the keep_prob schedule {message.removeprefix('keep_prob ')}"
     )
@@ -119,13 +126,6 @@ BAD_KEYS = {
 def test_bad_key(case):
     key, error, message = BAD_KEYS[case]
     raises(error, message, lambda: make(key=key))
-    raises(error, f"rng_{message}", lambda: lrd_optax.sample_mask(key, ONES, 0.5))
-
-
-def test_state_in_place_of_its_key():
-    state = make().init(ONES)
-    message = f"rng_{KEY}, got a state: pass its field rng_key"
-    raises(TypeError, message, lambda: lrd_optax.sample_mask(state, ONES, 0.5))
 
 
 def test_several_typed_keys():
@@ -133,7 +133,6 @@ def test_several_typed_keys():
     keys = jax.random.split(jax.random.key(0), 3)
     message = "key must be one key, got keys of shape (3,)"
     raises(ValueError, message, lambda: make(key=keys))
-    raises(ValueError, f"rng_{message}", lambda: lrd_optax.sample_mask(keys, ONES, 0.5))
 
 
 BAD_CALLS = {
@@ -158,10 +157,114 @@ BAD_CALLS = {
         TypeError,
         "unbiased must be True or False, got 0.5",
     ),
-    "schedule as the mask's keep_prob": (
-        lambda: lrd_optax.sample_mask(0, ONES, print),
+    "keep_prob: a list in a dict": (
+        lambda: make({"w": [0.5, 2]}),
+        ValueError,
+        f"{NUMBER} 2",
+    ),
+    "keep_prob: a schedule that returns a list": (
+        lambda: update(keep_prob=lambda count: [0.5]),
         TypeError,
-        f"{NUMBER} <built-in function print>",
+        f"the value of the keep_prob schedule {NUMBER[10:]} [0.5]",
+    ),
+    "keep_prob: no prefix": (
+        lambda: update({"w": ONES, "b": ONES}, keep_prob={"w": 0.5}),
+        ValueError,
+        "keep_prob must be one value or a tree prefix of the updates, which are "
+        "PyTreeDef({'b': *, 'w': *}), got PyTreeDef({'w': *})",
+    ),
+    "granularity: no prefix of a large tree": (
+        lambda: update(dict.fromkeys("abcdefghijklm", ONES), granularity=["row"]),
+        ValueError,
+        "granularity must be one value or a tree prefix of the updates, which are "
+        "PyTreeDef({'a': *, 'b': *, 'c': *, 'd': *, 'e': *, 'f': *, 'g': *, 'h': *, ' "
+        "..., got PyTreeDef([*])",
+    ),
+    "granularity: another word": (
+        lambda: make(granularity="layer"),
+        ValueError,
+        f"{GRANULARITY}, got 'layer'",
+    ),
+    "granularity: a number": (
+        lambda: make(granularity=-1),
+        ValueError,
+        f"{GRANULARITY}, got -1",
+    ),
+    "granularity: none": (
+        lambda: make(granularity=None),
+        ValueError,
+        f"{GRANULARITY}, got None",
+    ),
+    "granularity: a float among the axes": (
+        lambda: make(granularity=(0, 1.5)),
+        ValueError,
+        f"{GRANULARITY}, got (0, 1.5)",
+    ),
+    "granularity: a function that returns another word": (
+        lambda: update(granularity=lambda updates: "rows"),
+        ValueError,
+        f"{GRANULARITY}, got 'rows'",
+    ),
+    "hold_steps: 0": (
+        lambda: make(hold_steps=0),
+        ValueError,
+        "hold_steps must be a whole number from 1 to 2**31 - 1, got 0",
+    ),
+    "hold_steps: a fraction": (
+        lambda: make(hold_steps=1.5),
+        ValueError,
+        "hold_steps must be a whole number from 1 to 2**31 - 1, got 1.5",
+    ),
+    "sampler: another word": (
+        lambda: make(sampler="uniform"),
+        ValueError,
+        "sampler must be one of 'bernoulli', 'cycle', got 'uniform'",
+    ),
+    "sampler: a cycle of no whole number": (
+        lambda: make(0.3, sampler="cycle"),
+        ValueError,
+        f"keep_prob {CYCLE}, got 0.3",
+    ),
+    "sampler: a cycle that is too long": (
+        lambda: make({"w": 0.5, "b": 1e-9}, sampler="cycle"),
+        ValueError,
+        f"keep_prob {CYCLE}, got 1e-09",
+    ),
+    "sampler: a number near 0": (
+        lambda: make(5e-324, sampler="cycle"),
+        ValueError,
+        f"keep_prob {CYCLE}, got 5e-324",
+    ),
+    "sampler: a schedule of no whole number": (
+        lambda: update(keep_prob=lambda count: 0.4, sampler="cycle"),
+        ValueError,
+        f"the value of the keep_prob schedule {CYCLE}, got 0.4",
+    ),
+    "sample_mask: the old form": (
+        lambda: lrd_optax.sample_mask(0, ONES, 0.5),
+        TypeError,
+        f"{SAMPLE_MASK}, got 0 for it",
+    ),
+    "sample_mask: the old form with words": (
+        lambda: lrd_optax.sample_mask(state().rng_key, ONES, 0.5),
+        TypeError,
+        f"{SAMPLE_MASK}, got uint32 of shape (2,) for it",
+    ),
+    "sample_mask: the words in place of the state": (
+        lambda: lrd_optax.sample_mask(make(), state().rng_key, ONES),
+        TypeError,
+        f"{RULE_STATE} ArrayImpl",
+    ),
+    "sample_mask: two of them in a chain": (
+        lambda: lrd_optax.sample_mask(make(), (state(), [state()]), ONES),
+        ValueError,
+        "state must hold one LearningRateDropoutState, got 2: pass the one of this "
+        "transformation",
+    ),
+    "sample_mask: none in a chain": (
+        lambda: lrd_optax.sample_mask(make(), (optax.EmptyState(),), ONES),
+        TypeError,
+        f"{RULE_STATE} tuple",
     ),
     "updates: a string": (
         lambda: update({"w": ONES, "name": "linear"}),
@@ -198,9 +301,7 @@ BAD_CALLS = {
     ),
     "a dimension of more than 2**32": (
         lambda: jax.eval_shape(
-            lambda: lrd_optax.sample_mask(
-                0, jax.ShapeDtypeStruct((3, 2**32 + 1), jnp.int8), 0.5
-            )
+            lambda: mask_of(0, jax.ShapeDtypeStruct((3, 2**32 + 1), jnp.int8))
         ),
         ValueError,
         "a leaf must have at most 2**32 rows of at most 2**32 elements, "
@@ -208,18 +309,16 @@ BAD_CALLS = {
     ),
     "more than 2**32 rows": (
         lambda: jax.eval_shape(
-            lambda: lrd_optax.sample_mask(
-                0, jax.ShapeDtypeStruct((2**33, 1), jnp.int8), 0.5
-            )
+            lambda: mask_of(0, jax.ShapeDtypeStruct((2**33, 1), jnp.int8))
         ),
         ValueError,
         "a leaf must have at most 2**32 rows of at most 2**32 elements, "
         f"got shape ({2**33}, 1)",
     ),
     "mask: a string": (
-        lambda: lrd_optax.sample_mask(0, {"name": "linear"}, 0.5),
+        lambda: mask_of(0, {"name": "linear"}),
         TypeError,
-        "Argument 'linear' of type <class 'str'> is not a valid JAX type",
+        f"{RULE_UPDATES} type str",
     ),
     "updates: shapes": (
         lambda: update(jax.ShapeDtypeStruct((3,), jnp.float32)),
@@ -358,7 +457,7 @@ def test_values_at_run_time_saturate(value, kept, jit):
     tx = make(lambda count: jnp.float32(value))
     out, _ = jit(tx.update)(ONES, tx.init(ONES))
     assert out.sum() == kept
-    mask = jit(lambda p: lrd_optax.sample_mask(0, ONES, p))(jnp.float32(value))
+    mask = jit(lambda p: mask_of(0, ONES, p))(jnp.float32(value))
     assert mask.sum() == kept
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn_masks import mask_of
 from flax import serialization
 from jax import export
 
@@ -43,7 +44,7 @@ def of_each(dtypes, make):
 @pytest.mark.parametrize("run", [apply_once, jitted_once])
 def test_selects_and_keeps_the_dtype(run, x64):
     updates = of_each(FLOATS + COMPLEX, values)
-    masks, results = lrd_optax.sample_mask(0, updates, 0.5), run(updates)
+    masks, results = mask_of(0, updates, 0.5), run(updates)
     for dtype, update in updates.items():
         mask, out = masks[dtype], results[dtype]
         assert out.dtype == update.dtype
@@ -56,7 +57,7 @@ def test_selects_and_keeps_the_dtype(run, x64):
 def test_dropped_nan_and_infinity_are_zero(run, unbiased):
     for value in (jnp.nan, jnp.inf, -jnp.inf):
         out = run(jnp.full(100, value), unbiased=unbiased)
-        mask = lrd_optax.sample_mask(0, out, 0.5)
+        mask = mask_of(0, out, 0.5)
         np.testing.assert_array_equal(out, np.where(mask, value, 0))
 
 
@@ -67,7 +68,7 @@ def test_unbiased_multiplies_what_is_kept(run, p, x64):
     assert abs(kept - p) < 2**-24
     updates = of_each(FLOATS[:4] + COMPLEX, values)
     masks, results = (
-        lrd_optax.sample_mask(0, updates, p),
+        mask_of(0, updates, p),
         run(updates, p, unbiased=True),
     )
     for dtype, update in updates.items():
@@ -104,7 +105,7 @@ def test_unbiased_divides_by_the_probability_that_the_mask_has(p, traced):
 
 def test_unbiased_in_bfloat16_is_the_rounded_float32_product():
     updates = values("bfloat16")
-    mask = lrd_optax.sample_mask(0, updates, 0.9)
+    mask = mask_of(0, updates, 0.9)
     exact = updates.astype(jnp.float32) * np.float32(1 / 0.9)
     expected = jnp.where(mask, exact.astype(jnp.bfloat16), 0)
     np.testing.assert_array_equal(apply_once(updates, 0.9, unbiased=True), expected)
@@ -157,7 +158,7 @@ def test_none_masked_nodes_scalars_empties_and_numpy():
         assert out["none"] is None
         assert out["masked"] == optax.MaskedNode()
         assert out["empty"].shape == (3, 0, 2)
-        mask = lrd_optax.sample_mask(0, updates, 0.5)
+        mask = mask_of(0, updates, 0.5)
         np.testing.assert_array_equal(out["numpy"], mask["numpy"].astype(np.float32))
         assert jax.tree.structure(out) == jax.tree.structure(updates)
         everything = run(updates, 1.0)
@@ -166,12 +167,12 @@ def test_none_masked_nodes_scalars_empties_and_numpy():
             assert isinstance(leaf, jax.Array)
     for empty in ({}, None, [], optax.MaskedNode()):
         assert apply_once(empty) == empty
-        assert lrd_optax.sample_mask(0, empty, 0.5) == empty
+        assert mask_of(0, empty, 0.5) == empty
 
 
 def test_integer_updates_are_selected_but_not_divided():
     out = apply_once(jnp.arange(1, 101))
-    mask = lrd_optax.sample_mask(0, out, 0.5)
+    mask = mask_of(0, out, 0.5)
     np.testing.assert_array_equal(out, np.where(mask, np.arange(1, 101), 0))
 
 
@@ -182,7 +183,7 @@ def test_schedule_is_a_function_of_the_update_count():
     ones = jnp.ones(50)
     state = tx.init(ones)
     for count in range(6):
-        mask = lrd_optax.sample_mask(state.rng_key, ones, schedule(count))
+        mask = mask_of(state.rng_key, ones, schedule(count))
         out, state = jax.jit(tx.update)(ones, state)
         np.testing.assert_array_equal(out, mask.astype(jnp.float32))
 
@@ -206,7 +207,7 @@ def test_inject_hyperparams():
         tx = make(keep_prob=optax.linear_schedule(1.0, 0.5, 2), key=key)
         state = tx.init(ones)
         for prob in (1.0, 0.75, 0.5, 0.5):
-            mask = lrd_optax.sample_mask(state.inner_state.rng_key, ones, prob)
+            mask = mask_of(state.inner_state.rng_key, ones, prob)
             out, state = jax.jit(tx.update)(ones, state)
             np.testing.assert_array_equal(out, mask.astype(jnp.float32))
             assert state.hyperparams["keep_prob"] == prob
@@ -287,7 +288,7 @@ def test_meta_gradient_through_unrolled_updates(base):
         return loss(params)
 
     def by_hand(dropout, updates, keys):
-        mask = lrd_optax.sample_mask(keys.rng_key, updates, 0.5)
+        mask = mask_of(keys.rng_key, updates, 0.5)
         return updates * mask.astype(jnp.float32), dropout.update(updates, keys)[1]
 
     meta = jnp.zeros(20), 0.1
@@ -317,7 +318,7 @@ def test_schedule_of_numbers_does_not_compile_for_each():
         for _ in range(3):
             out, state = tx.update(ones, state)
     before = state._replace(count=jnp.int32(4), rng_key=state.rng_key)
-    mask = lrd_optax.sample_mask(before.rng_key, ones, 0.54)
+    mask = mask_of(before.rng_key, ones, 0.54)
     np.testing.assert_array_equal(tx.update(ones, before)[0], mask.astype(jnp.float32))
     assert out.sum() > 0
 
@@ -395,7 +396,7 @@ def test_saved_state_goes_on_with_the_same_masks(tmp_path):
 def test_gradient_through_an_update_is_the_masked_gradient():
     for kwargs, scale in (({}, 1), ({"unbiased": True}, 2)):
         grad = jax.grad(lambda u, kw=kwargs: apply_once(u, **kw).sum())(jnp.ones(50))
-        mask = lrd_optax.sample_mask(0, grad, 0.5)
+        mask = mask_of(0, grad, 0.5)
         np.testing.assert_array_equal(grad, mask.astype(jnp.float32) * scale)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import mask_reference
 import numpy as np
 import pytest
+from drawn_masks import mask_of
 from law import p_values, worst
 
 import lrd_optax
@@ -91,7 +92,7 @@ def test_wrong_law_is_rejected(bug, p):
 def test_seeds_are_independent():
     # 16 neighbouring seeds stand where the steps stood.
     leaves = [jax.ShapeDtypeStruct(SHAPE, jnp.float32)] * LEAVES
-    masks = jax.vmap(lambda seed: jnp.stack(lrd_optax.sample_mask(seed, leaves, 0.5)))
+    masks = jax.vmap(lambda seed: jnp.stack(mask_of(seed, leaves, 0.5)))
     masks = np.asarray(jax.jit(masks)(jnp.arange(STEPS)))
     assert worst(masks, 0.5) > 0.01, p_values(masks, 0.5)
 
@@ -152,7 +153,7 @@ def test_leaves_with_numbers_far_apart_are_independent(other):
 
 def test_leaves_of_one_shape_are_independent_however_many():
     ones = [jax.ShapeDtypeStruct((64,), jnp.float32)] * 1024
-    masks = np.stack(lrd_optax.sample_mask(0, ones, 0.5))
+    masks = np.stack(mask_of(0, ones, 0.5))
     assert worst(masks.reshape(4, 4, 64, 64), 0.5) > 0.01
 
 
@@ -162,7 +163,7 @@ def test_sample_mask_is_what_the_update_applies(p):
     updates = {"a": jnp.ones((7, 5)), "b": [jnp.ones(11), jnp.ones(())]}
     state = tx.init(updates)
     for _ in range(3):
-        mask = lrd_optax.sample_mask(state.rng_key, updates, p)
+        mask = mask_of(state.rng_key, updates, p)
         updates_out, state = tx.update(updates, state)
         chex.assert_trees_all_equal(jax.tree.map(lambda u: u != 0, updates_out), mask)
 
@@ -170,15 +171,15 @@ def test_sample_mask_is_what_the_update_applies(p):
 def test_mask_needs_shapes_only():
     shape = jax.ShapeDtypeStruct((3, 4), jnp.float32)
     chex.assert_trees_all_equal(
-        lrd_optax.sample_mask(0, shape, 0.5),
-        lrd_optax.sample_mask(0, np.zeros((3, 4), np.float16), 0.5),
+        mask_of(0, shape, 0.5),
+        mask_of(0, np.zeros((3, 4), np.float16), 0.5),
     )
 
 
 def test_mask_depends_on_the_flat_index_alone():
-    flat = lrd_optax.sample_mask(0, jnp.ones(2 * 3 * 5 * 7), 0.5)
+    flat = mask_of(0, jnp.ones(2 * 3 * 5 * 7), 0.5)
     for shape in [(2, 3, 5, 7), (6, 35), (210, 1), (1, 210, 1)]:
-        mask = lrd_optax.sample_mask(0, jnp.ones(shape), 0.5)
+        mask = mask_of(0, jnp.ones(shape), 0.5)
         np.testing.assert_array_equal(mask.reshape(-1), flat)
 
 
@@ -192,7 +193,7 @@ def test_the_branches_of_other_platforms_draw_the_same_bits(platform, p, monkeyp
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
     # With these probabilities nothing else was traced, which would not be traced again.
     shapes = [(), (7,), (1, 5), (3, 4), (2, 1, 3, 5), (0, 3)]
-    masks = lrd_optax.sample_mask(2**40 + 1, [jnp.ones(s) for s in shapes], p)
+    masks = mask_of(2**40 + 1, [jnp.ones(s) for s in shapes], p)
     words = mask_reference.step_words((2**8, 1), 0)
     for leaf, (mask, shape) in enumerate(zip(masks, shapes, strict=True)):
         expected = mask_reference.mask(words, leaf, shape, p)
@@ -201,21 +202,21 @@ def test_the_branches_of_other_platforms_draw_the_same_bits(platform, p, monkeyp
 
 def test_appending_a_leaf_leaves_the_others_alone():
     leaves = [jnp.ones(50), jnp.ones(50)]
-    few = lrd_optax.sample_mask(0, leaves, 0.5)
-    more = lrd_optax.sample_mask(0, [*leaves, jnp.ones(50)], 0.5)
+    few = mask_of(0, leaves, 0.5)
+    more = mask_of(0, [*leaves, jnp.ones(50)], 0.5)
     chex.assert_trees_all_equal(few, more[:2])
 
 
 @pytest.mark.parametrize("shape", [(2, 2**31), (2, 2, 2**31), (2, 2**31, 2**32)])
 def test_rows_of_any_length(shape):
     leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
-    mask = jax.eval_shape(lambda: lrd_optax.sample_mask(0, leaf, 0.5))
+    mask = jax.eval_shape(lambda: mask_of(0, leaf, 0.5))
     assert mask.shape == shape
 
 
 def test_a_leaf_of_2_to_the_32_elements_is_one_row():
     leaf = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
-    last = jax.jit(lambda: lrd_optax.sample_mask(0, leaf, 0.5)[-1])()
+    last = jax.jit(lambda: mask_of(0, leaf, 0.5)[-1])()
     drawn = mask_reference.draws(
         mask_reference.step_words((0, 0), 0), 0, np.arange(2**32 - 2**16, 2**32)
     )
@@ -229,7 +230,7 @@ def test_more_elements_than_32_bits_can_number():
 
     @jax.jit
     def ends(key):
-        mask = lrd_optax.sample_mask(key, leaf, 0.5)
+        mask = mask_of(key, leaf, 0.5)
         return mask[:2], mask[2**17 :]
 
     first, last = (np.asarray(x) for x in ends(np.uint32([0, 1])))
@@ -256,8 +257,8 @@ TREE = {"a": (9, 5), "b": (3,), "c": (2, 3, 4), "d": (), "e": (1000,)}
 
 def test_golden_bits(x64):
     tree = [jnp.ones((9, 5), jnp.float32), jnp.ones(3, jnp.bfloat16)]
-    eager = lrd_optax.sample_mask(np.uint32([1, 2]), tree, 0.5)
-    jitted = jax.jit(lrd_optax.sample_mask)(np.uint32([1, 2]), tree, 0.5)
+    eager = mask_of(np.uint32([1, 2]), tree, 0.5)
+    jitted = jax.jit(mask_of)(np.uint32([1, 2]), tree, 0.5)
     chex.assert_trees_all_equal(eager, jitted)
     assert "".join("01"[int(b)] for b in np.ravel(eager[0])) == GOLDEN
 
@@ -289,15 +290,15 @@ def test_golden_bits_of_20_steps(run, x64):
 
 @jax.jit
 def mask_of_traced_keep_prob(p):
-    return lrd_optax.sample_mask(5, jnp.ones(1000, jnp.float32), p)
+    return mask_of(5, jnp.ones(1000, jnp.float32), p)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3, 1 - 2**-24, 2**-24])
 def test_keep_prob_draws_the_same_bits_in_any_form(p, x64):
     leaf = jnp.ones(1000, jnp.float32)
-    number = lrd_optax.sample_mask(5, leaf, p)
+    number = mask_of(5, leaf, p)
     for array in (np.float64(p), np.float32(p), jnp.asarray(p, jnp.float32)):
-        chex.assert_trees_all_equal(lrd_optax.sample_mask(5, leaf, array), number)
+        chex.assert_trees_all_equal(mask_of(5, leaf, array), number)
     chex.assert_trees_all_equal(mask_of_traced_keep_prob(p), number)
 
 
@@ -306,13 +307,13 @@ def test_keep_prob_is_met(p):
     # Fine enough to notice a keep_prob that was rounded to bfloat16 on the way.
     size = 2**24
     leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
-    kept = jax.jit(lambda: lrd_optax.sample_mask(0, leaf, p).sum())()
+    kept = jax.jit(lambda: mask_of(0, leaf, p).sum())()
     assert abs(int(kept) - p * size) < 4.5 * (p * (1 - p) * size) ** 0.5
 
 
 def test_keep_prob_saturates():
     leaf = jax.ShapeDtypeStruct((2**20,), jnp.float32)
-    draw = jax.jit(lambda p: lrd_optax.sample_mask(0, leaf, p).sum())
+    draw = jax.jit(lambda p: mask_of(0, leaf, p).sum())
     assert draw(1.0) == draw(2.0) == draw(1e30) == draw(jnp.inf) == 2**20
     assert draw(0.0) == draw(-1.0) == draw(-jnp.inf) == draw(jnp.nan) == 0
     assert abs(draw(2.0**-16) - 16) < 5 * 4  # binomial(2**20, 2**-16)

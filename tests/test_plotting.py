@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import optax
 import pytest
+from drawn_masks import mask_of
 from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -210,7 +211,7 @@ def test_what_is_not_finite_is_a_gap(ax):
 
 
 def test_mask(ax):
-    mask = lrd_optax.sample_mask(0, {"w": jnp.ones((3, 4, 10))}, 0.5)["w"]
+    mask = mask_of(0, {"w": jnp.ones((3, 4, 10))}, 0.5)["w"]
     assert plotting.plot_mask(mask, ax=ax) is ax
     (image,) = ax.get_images()
     np.testing.assert_array_equal(image.get_array(), np.reshape(mask, (12, 10)))

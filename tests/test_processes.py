@@ -12,6 +12,7 @@ import compilation
 import jax
 import numpy as np
 import pytest
+from drawn_masks import mask_of
 
 import lrd_optax
 
@@ -62,7 +63,7 @@ def test_same_masks_as_without_a_mesh(one_process):
     dropout = lrd_optax.learning_rate_dropout(0.5, key=0)
     state, masks = dropout.init(params), []
     for _ in expected["w1"]:
-        masks.append(lrd_optax.sample_mask(state.rng_key, params, 0.5))
+        masks.append(mask_of(state.rng_key, params, 0.5))
         _, state = dropout.update(params, state)
     chex.assert_trees_all_equal(
         jax.tree.map(lambda *steps: np.stack(steps), *masks), expected

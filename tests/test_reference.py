@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn_masks import mask_of
 
 import lrd_optax
 
@@ -125,7 +126,7 @@ def run(tx):
     def step(carry, _):
         theta, state, mask_state = carry
         updates, state = tx.update(gradient(theta, jnp), state, theta)
-        mask = lrd_optax.sample_mask(mask_state.rng_key, theta, P)
+        mask = mask_of(mask_state.rng_key, theta, P)
         _, mask_state = dropout().update(theta, mask_state)
         theta = optax.apply_updates(theta, updates)
         return (theta, state, mask_state), (theta, mask)
@@ -242,7 +243,7 @@ def many_masks(p, size=1000, draws=4000):
     """Masks from many keys, (draws, size)."""
     keys = jax.random.bits(jax.random.key(5), (draws, 2))
     leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
-    masks = jax.jit(jax.vmap(lambda k: lrd_optax.sample_mask(k, leaf, p)))(keys)
+    masks = jax.jit(jax.vmap(lambda k: mask_of(k, leaf, p)))(keys)
     return np.asarray(masks)
 
 

@@ -9,6 +9,7 @@ import mask_reference
 import numpy as np
 import optax
 import pytest
+from drawn_masks import mask_of
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from law import p_values, worst
@@ -138,15 +139,13 @@ def test_arrays_of_an_explicit_mesh_outside_of_set_mesh(jit):
     update, state = jit(tx.update), tx.init(updates)
     # From the second step on the state lies on the mesh too.
     for _ in range(3):
-        expected = lrd_optax.sample_mask(
-            np.asarray(state.rng_key), np.ones((8, 6)), 0.5
-        )
-        mask = lrd_optax.sample_mask(state.rng_key, updates, 0.5)
+        expected = mask_of(np.asarray(state.rng_key), np.ones((8, 6)), 0.5)
+        mask = mask_of(state.rng_key, updates, 0.5)
         np.testing.assert_array_equal(mask, expected)
         out, state = update(updates, state)
         np.testing.assert_array_equal(out, expected)
         assert out.sharding.is_equivalent_to(updates.sharding, 2)
-    expected = lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
+    expected = mask_of(0, np.ones((8, 6)), 0.5)
     state = tx.init(updates)
     whole = jax.device_put(state, NamedSharding(mesh, P()))
     parts = state._replace(
@@ -164,7 +163,7 @@ def test_shards_over_two_axes_are_those_of_the_reference():
     spec = P("y", "x")
 
     def masked(updates):
-        return lrd_optax.sample_mask(0, updates, 0.5)
+        return mask_of(0, updates, 0.5)
 
     shards = jax.shard_map(masked, mesh=mesh, in_specs=spec, out_specs=spec)
     mask = np.asarray(jax.jit(shards)(jnp.ones((8, 6)))).reshape(4, 2, 2, 3)
@@ -205,11 +204,11 @@ def test_key_that_was_sharded_with_the_rest_of_the_state(mesh):
 
 
 def test_mask_of_shapes_with_shardings(mesh):
-    expected = lrd_optax.sample_mask(0, np.ones((8, 6)), 0.5)
+    expected = mask_of(0, np.ones((8, 6)), 0.5)
     for over in (mesh, mesh.abstract_mesh):
         sharding = NamedSharding(over, P("x", "y"))
         shape = jax.ShapeDtypeStruct((8, 6), jnp.float32, sharding=sharding)
-        mask = jax.jit(lambda s=shape: lrd_optax.sample_mask(0, s, 0.5))()
+        mask = jax.jit(lambda s=shape: mask_of(0, s, 0.5))()
         np.testing.assert_array_equal(mask, expected)
         if mesh.axis_types[0] == AxisType.Explicit:
             assert jax.typeof(mask).sharding.spec == P("x", "y")
@@ -237,10 +236,10 @@ def test_dimension_that_the_mesh_does_not_divide():
     def masked(updates):
         updates = jax.lax.with_sharding_constraint(updates, sharding)
         return jax.lax.with_sharding_constraint(
-            jnp.where(lrd_optax.sample_mask(0, updates, 0.5), updates, 0), sharding
+            jnp.where(mask_of(0, updates, 0.5), updates, 0), sharding
         )
 
-    expected = lrd_optax.sample_mask(0, jnp.ones((7, 5)), 0.5)
+    expected = mask_of(0, jnp.ones((7, 5)), 0.5)
     np.testing.assert_array_equal(masked(jnp.ones((7, 5))), expected)
 
 
@@ -269,7 +268,7 @@ def mapped(mesh, keep_prob=0.5, steps=2, **kwargs):
         tx = lrd_optax.learning_rate_dropout(keep_prob, key=0)
 
         def step(state, _):
-            masks = lrd_optax.sample_mask(state.rng_key, updates, keep_prob)
+            masks = mask_of(state.rng_key, updates, keep_prob)
             out, state = tx.update(updates, state)
             return state, (out, masks)
 
@@ -302,7 +301,7 @@ def test_shard_map_draws_apart_what_varies_and_alike_what_is_replicated(manual):
             assert (first != second).any() == varies
     tx = lrd_optax.learning_rate_dropout(0.5, key=0)
     _, state = tx.update(ones(), tx.init(None))
-    outside = lrd_optax.sample_mask(state.rng_key, ones(), 0.5)
+    outside = mask_of(state.rng_key, ones(), 0.5)
     np.testing.assert_array_equal(masks["all"][0, 0], outside["all"])
 
 
@@ -335,7 +334,7 @@ def test_shard_map_does_not_communicate(manual):
 
 def test_shard_map_eager_equals_jit(manual):
     def body(updates):
-        return lrd_optax.sample_mask(3, updates, 0.5)
+        return mask_of(3, updates, 0.5)
 
     run = jax.shard_map(body, mesh=manual, in_specs=(LOCAL,), out_specs=LOCAL)
     small = {name: jnp.ones((8, 4)) for name in LOCAL}
@@ -345,7 +344,7 @@ def test_shard_map_eager_equals_jit(manual):
 def test_shard_map_over_one_axis_of_two(mesh):
     # Manual over x and not over y: independent over x, global over y.
     def body(updates):
-        return lrd_optax.sample_mask(0, updates, 0.5)
+        return mask_of(0, updates, 0.5)
 
     def run(spec):
         one = jax.shard_map(body, axis_names={"x"}, in_specs=P("x"), out_specs=P("x"))
@@ -391,5 +390,5 @@ def test_pmap_draws_alike_on_every_device():
     # Replicated training: the gradients are averaged, the parameters stay equal.
     tx = lrd_optax.learning_rate_dropout(0.5, key=0)
     updates = jax.pmap(lambda u: tx.update(u, tx.init(u))[0])(jnp.ones((8, 50)))
-    expected = lrd_optax.sample_mask(0, jnp.ones(50), 0.5)
+    expected = mask_of(0, jnp.ones(50), 0.5)
     np.testing.assert_array_equal(updates, np.tile(expected, (8, 1)))

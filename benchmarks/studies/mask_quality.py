@@ -68,9 +68,15 @@ def shape(*dimensions: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(dimensions, jnp.float32)
 
 
+def mask_of(seed: jax.Array, tree: Any, keep_prob: float) -> Any:
+    """Returns the mask of the first update."""
+    dropout = lrd_optax.learning_rate_dropout(keep_prob, key=seed)
+    return lrd_optax.sample_mask(dropout, dropout.init(None), tree)
+
+
 def seeds(keep_prob: float, seed: int) -> Masks:
     def one_seed(seed):
-        return lrd_optax.sample_mask(seed, shape(ELEMENTS), keep_prob)
+        return mask_of(seed, shape(ELEMENTS), keep_prob)
 
     draw = jax.jit(jax.vmap(one_seed, out_axes=1))
     count = BLOCK // ELEMENTS
@@ -101,7 +107,7 @@ def leaves(keep_prob: float, seed: int) -> Masks:
 
     @jax.jit
     def draw(seed):
-        return jnp.stack(lrd_optax.sample_mask(seed, tree, keep_prob))
+        return jnp.stack(mask_of(seed, tree, keep_prob))
 
     for number in itertools.count(seed):
         yield draw(np.uint32(number)).T
@@ -110,7 +116,7 @@ def leaves(keep_prob: float, seed: int) -> Masks:
 def rows(keep_prob: float, seed: int) -> Masks:
     def make_draw(width):
         tree = shape(BLOCK // width, width)
-        return jax.jit(lambda seed: lrd_optax.sample_mask(seed, tree, keep_prob).T)
+        return jax.jit(lambda seed: mask_of(seed, tree, keep_prob).T)
 
     draws = [make_draw(width) for width in WIDTHS]
     for number, draw in zip(itertools.count(seed), itertools.cycle(draws)):
@@ -118,7 +124,7 @@ def rows(keep_prob: float, seed: int) -> Masks:
 
 
 def elements(keep_prob: float, seed: int) -> Masks:
-    draw = jax.jit(lambda seed: lrd_optax.sample_mask(seed, shape(BLOCK), keep_prob))
+    draw = jax.jit(lambda seed: mask_of(seed, shape(BLOCK), keep_prob))
     for number in itertools.count(seed):
         yield draw(np.uint32(number))
 

@@ -30,8 +30,10 @@ def plot_mask(mask: Any, *, ax: _style.Axes | None = None) -> _style.Axes:
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> from lrd_optax import plotting
-      >>> masks = lrd_optax.sample_mask(0, {"w": jnp.ones((16, 32))}, 0.5)
-      >>> plotting.plot_mask(masks["w"]).get_title()
+      >>> dropout = lrd_optax.learning_rate_dropout(0.5, key=0)
+      >>> updates = jnp.ones((16, 32))
+      >>> mask = lrd_optax.sample_mask(dropout, dropout.init(updates), updates)
+      >>> plotting.plot_mask(mask).get_title()
       'kept: 234 of 512 (45.7 %)'
     """
     rule = "mask must be one boolean array with elements"

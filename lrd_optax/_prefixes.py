@@ -1,0 +1,66 @@
+"""Arguments that differ from leaf to leaf: prefixes of the tree of updates."""
+
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from lrd_optax import _checks
+
+Granularity: TypeAlias = str | tuple[int, ...]
+
+_NAMED: dict[str, tuple[int, ...]] = {"row": (-2,), "column": (-1,), "tensor": ()}
+
+
+def numbers_per_leaf(name: str, prefix: Any, tree: Any) -> list[int]:
+    """Returns, for each leaf of `tree`, the number of its leaf in a tree prefix.
+
+    `prefix` is the structure of the tree prefix, a PyTreeDef.
+    """
+    try:
+        subtrees = prefix.flatten_up_to(tree)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} must be one value or a tree prefix of the updates, which are "
+            f"{_checks.shortened(jax.tree.structure(tree))}, "
+            f"got {_checks.shortened(prefix)}"
+        ) from error
+    return [n for n, part in enumerate(subtrees) for _ in jax.tree.leaves(part)]
+
+
+def check_granularity(prefix: Any) -> None:
+    """Raises unless `prefix` is a function, or holds granularities only."""
+    for value in [] if callable(prefix) else _flatten(prefix)[0] or [prefix]:
+        whole = [type(axis) is int for axis in value] if _is_axes(value) else [False]
+        if not all(whole):
+            names = ("element", *_NAMED)
+            _checks.choice("granularity", value, names, " or a tuple of axes")
+
+
+def axes_per_leaf(granularity: Any, tree: Any) -> list[tuple[int, ...]]:
+    """Returns the axes along which decisions differ, of those that each leaf has."""
+    prefix = granularity(tree) if callable(granularity) else granularity
+    check_granularity(prefix)
+    values, structure = _flatten(prefix)
+    numbers = numbers_per_leaf("granularity", structure, tree)
+    leaves = jax.tree.leaves(tree)
+    return [_axes(values[n], np.ndim(x)) for n, x in zip(numbers, leaves, strict=True)]
+
+
+def _flatten(prefix: Any) -> tuple[list[Granularity], Any]:
+    return jax.tree.flatten(prefix, is_leaf=_is_axes)
+
+
+def _is_axes(value: Any) -> bool:
+    """Returns whether `value` is a tuple of axes, and not a tree of granularities."""
+    numbers = (int, float, np.number)
+    return type(value) is tuple and all(isinstance(axis, numbers) for axis in value)
+
+
+def _axes(granularity: Granularity, dimensions: int) -> tuple[int, ...]:
+    if granularity == "element":
+        return tuple(range(dimensions))
+    axes = _NAMED[granularity] if isinstance(granularity, str) else granularity
+    return tuple(
+        sorted({a % dimensions for a in axes if -dimensions <= a < dimensions})
+    )
