@@ -1,0 +1,277 @@
+"""Magma: tensor masks, and steps as long as gradient and momentum agree."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lrd_optax import _checks, _keys, _prefixes
+from lrd_optax._dropout import LearningRateDropoutState, learning_rate_dropout
+
+
+class MagmaState(NamedTuple):
+    """State of `magma`.
+
+    Attributes:
+      inner: the state of the optimizer.
+      dropout: the state of the masks, whose ``count`` is the number of updates so far.
+      momentum: the average of the gradients of the eligible leaves; None if the
+        optimizer has a first moment, which is used instead.
+      alignment: the score :math:`s` of each block of the eligible leaves, in float32
+        (float64 for float64 leaves), of the shape of the axes in `granularity`.
+    """
+
+    inner: optax.OptState
+    dropout: LearningRateDropoutState
+    momentum: optax.Updates | None
+    alignment: optax.Updates
+
+
+def is_matrix(tree: Any) -> Any:
+    """Returns a tree that is True where a leaf has two or more axes."""
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, tree)
+
+
+def magma(
+    optimizer: optax.GradientTransformation,
+    keep_prob: Any = 0.5,
+    *,
+    key: _keys.KeyLike,
+    temperature: float | jax.Array = 2.0,
+    alignment_decay: float | jax.Array = 0.9,
+    momentum_decay: float | jax.Array = 0.9,
+    initial_alignment: float | jax.Array | str = 0.5,
+    granularity: Any = "tensor",
+    mask: Any = is_matrix,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Masks blocks of an optimizer's update, and scales them by a score of agreement.
+
+    A block is a set of elements that one decision is for: by default a tensor. For each
+    block, let :math:`g_t` be its gradient, :math:`\mu_t` its momentum (after its update
+    with :math:`g_t`), and :math:`\Delta_t` what the optimizer proposes to add:
+
+    .. math::
+
+      \tilde s_t &= \mathrm{sigmoid}(\cos(\mu_t, g_t) / \tau) \\
+      s_t &= \beta\, s_{t-1} + (1 - \beta)\, \tilde s_t \\
+      \theta_{t+1} &= \theta_t + s_t\, m_t\, \Delta_t,
+      \qquad m_t \sim \mathrm{Bernoulli}(p)
+
+    Nothing is divided by :math:`p`, so the mean step is :math:`p\, s_t` times that of
+    the optimizer: about a third or a quarter. Compare it with an optimizer whose rate
+    is tuned as well. The evidence for the method is open: its authors report gains
+    for language models and none for CNNs, and what others report is mixed.
+
+    Leaves that are not eligible get the update of the optimizer as it is. Weight decay
+    inside of `optimizer`, as in :func:`optax.adamw`, is part of :math:`\Delta_t`, so it
+    is masked and scaled too. To decay every weight at every step, chain `magma` of
+    ``optax.scale_by_adam()``, ``add_decayed_weights`` and ``scale_by_learning_rate``.
+
+    Args:
+      optimizer: a gradient transformation. Momentum is the first moment in its state:
+        the one field ``mu`` of the structure of the parameters (``scale_by_adam`` and
+        its relatives), or else the trace with which it begins
+        (``optax.sgd(rate, momentum)``). If it has neither, as plain SGD and RMSprop, an
+        average of the gradients is kept: :math:`\mu_t = d \mu_{t-1} + (1 - d) g_t`,
+        from 0, in the dtype of the parameters.
+      keep_prob: the probability :math:`p` that a block is updated: all that
+        `learning_rate_dropout` takes.
+      key: the source of the masks: all that `learning_rate_dropout` takes. The masks
+        are those of ``optax.masked(learning_rate_dropout(keep_prob, key=key,
+        granularity=granularity), mask)``, and so the same on all devices and processes.
+      temperature: :math:`\tau`, above 0. Scores lie between sigmoid(-1 / tau) and
+        sigmoid(1 / tau).
+      alignment_decay: :math:`\beta`, from 0 to 1.
+      momentum_decay: :math:`d`, from 0 to 1. It is used only if the optimizer has no
+        first moment.
+      initial_alignment: the score :math:`s_0` before the first update, from 0 to 1, or
+        ``"first"``: then :math:`s_1 = \tilde s_1`.
+      granularity: what a block is: all that `learning_rate_dropout` takes. For layers
+        that are stacked along a first axis, ``(0,)`` makes each a block of its own.
+      mask: which leaves are eligible: a tree prefix of booleans, or a function that
+        takes the parameters or updates and returns one, as :func:`optax.masked` takes.
+        By default, leaves of two or more axes. That includes embeddings and output
+        layers, which the paper leaves out.
+
+    Returns:
+      An :class:`optax.GradientTransformationExtraArgs` with state :class:`MagmaState`.
+      A cosine with a zero vector, or with one that is not finite, is 0. Under ``jit``
+      on a mesh the cosines are those of whole blocks, which is a sum over the devices.
+      Inside ``shard_map`` an array that varies is scored and masked for each shard.
+
+      Implementations differ where the paper says nothing, or differ from it:
+
+      ================  =========  ==========  ==============  ======================
+      implementation    first s    momentum    decay           eligible
+      ================  =========  ==========  ==============  ======================
+      `magma`           argument   after       by place        `mask`
+      the paper         not said   after       not said        attention, MLP weights
+      magma-optimizer   1          after       inside          all but a list
+      pytorch_optimizer 1          after       inside          all but a list
+      rollfast          0.5        after       inside          all
+      dion, PR 27       0.5        before      outside         Muon's matrices
+      Marin, grug       "first"    after       not said        two or more axes
+      ================  =========  ==========  ==============  ======================
+
+      Two of them refuse to run in several processes, where their masks would differ.
+      In Marin each layer of a stack is a block. rollfast takes a cosine as smaller
+      where the product of the norms is below 1e-12.
+
+    Raises:
+      ValueError, TypeError: if an argument is outside of its range or of a wrong type.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from lrd_optax import experimental
+      >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+      >>> optimizer = experimental.magma(optax.sgd(0.1), key=3)
+      >>> state = optimizer.init(params)
+      >>> updates, state = jax.jit(optimizer.update)(params, state, params)
+      >>> print(updates["w"][0], updates["b"])
+      [-0.05122459 -0.05122459 -0.05122459] [-0.1 -0.1 -0.1]
+      >>> print(state.alignment["w"])  # 0.9 * 0.5 + 0.1 * sigmoid(1 / 2)
+      0.5122459
+
+    References:
+      Joo et al, `arXiv 2602.15322 <https://arxiv.org/abs/2602.15322>`_, 2026
+    """
+    dropout = learning_rate_dropout(keep_prob, key=key, granularity=granularity)
+    _checks.function("the update of optimizer", getattr(optimizer, "update", None))
+    optimizer = optax.with_extra_args_support(optimizer)
+    tau = _checks.number("temperature", temperature, above=0)
+    decay = _checks.number("alignment_decay", alignment_decay, least=0, most=1)
+    slow = _checks.number("momentum_decay", momentum_decay, least=0, most=1)
+    first, start = initial_alignment == "first", 0.0
+    if isinstance(initial_alignment, str):
+        rule = " or a number from 0 to 1"
+        _checks.choice("initial_alignment", initial_alignment, ("first",), rule)
+    else:
+        start = _checks.number("initial_alignment", initial_alignment, least=0, most=1)
+
+    def init_fn(params: optax.Params) -> MagmaState:
+        eligible = _choose(_flags(mask, params), params)
+        inner, momentum = optimizer.init(params), None
+        if _first_moment(inner, params) is None:
+            momentum = jax.tree.map(jnp.zeros_like, eligible)
+        leaves, structure = jax.tree.flatten(eligible)
+        axes = _prefixes.axes_per_leaf(granularity, eligible)
+        scores = [_scores_like(*pair, start) for pair in zip(leaves, axes, strict=True)]
+        alignment = jax.tree.unflatten(structure, scores)
+        return MagmaState(inner, dropout.init(eligible), momentum, alignment)
+
+    def update_fn(
+        updates: optax.Updates, state: MagmaState, params: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, MagmaState]:
+        flags = _flags(mask, updates)
+        gradients = _choose(flags, updates)
+        proposed, inner = optimizer.update(updates, state.inner, params, **extra)
+        momentum = state.momentum
+        if momentum is None:
+            moment = _choose(flags, _first_moment(inner, updates))
+        else:
+            moment = momentum = jax.tree.map(
+                lambda m, g: _average(m, g, slow), momentum, gradients
+            )
+        changes, structure = jax.tree.flatten(_choose(flags, proposed))
+        axes = _prefixes.axes_per_leaf(granularity, gradients)
+        blocks = zip(
+            *map(jax.tree.leaves, (moment, gradients, state.alignment)),
+            axes,
+            strict=True,
+        )
+        # The first score is the first sample, if it is not an average with a start.
+        beta = jnp.where(state.dropout.count == 0, 0.0, decay) if first else decay
+        scores = [
+            _average(score, jax.nn.sigmoid(_cosine(mu, g, along) / tau), beta)
+            for mu, g, score, along in blocks
+        ]
+        scaled = map(_scale, changes, scores, axes)
+        scaled_tree = jax.tree.unflatten(structure, scaled)
+        kept, keys = dropout.update(scaled_tree, state.dropout)
+        alignment = jax.tree.unflatten(structure, scores)
+        return _merge(kept, proposed), MagmaState(inner, keys, momentum, alignment)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _flags(mask: Any, tree: Any) -> list[bool]:
+    """Returns, for each leaf, whether it is eligible."""
+    values, structure = jax.tree.flatten(mask(tree) if callable(mask) else mask)
+    for value in values:
+        if not isinstance(value, (bool, np.bool_)):
+            got = _checks.shown(value)
+            raise TypeError(f"mask must hold True or False for each leaf, got {got}")
+    return [
+        bool(values[n]) for n in _prefixes.numbers_per_leaf("mask", structure, tree)
+    ]
+
+
+def _choose(flags: list[bool], tree: Any) -> Any:
+    """Returns the tree without the leaves that are not eligible."""
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = zip(leaves, flags, strict=True)
+    chosen = [leaf if flag else optax.MaskedNode() for leaf, flag in pairs]
+    return jax.tree.unflatten(structure, chosen)
+
+
+def _merge(chosen: Any, tree: Any) -> Any:
+    """Returns the tree with the leaves that are in `chosen` replaced."""
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda new, old: old if is_masked(new) else new, chosen, tree, is_leaf=is_masked
+    )
+
+
+def _first_moment(state: Any, tree: Any) -> Any:
+    """Returns the first moment in the state of an optimizer, None if there is none."""
+    structure: Any = jax.tree.structure(tree)
+    found = [moment for _, moment in optax.tree.get_all_with_path(state, "mu")]
+    found = [moment for moment in found if jax.tree.structure(moment) == structure]
+    if len(found) == 1:
+        return found[0]
+    # A trace behind other parts of a chain may be one of steps, with another sign.
+    while type(state) is tuple and state:
+        state = state[0]
+    trace = getattr(state, "trace", None)
+    return trace if jax.tree.structure(trace) == structure else None
+
+
+def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns the cosine of each block, 0 if it is not defined."""
+    others = tuple(axis for axis in range(a.ndim) if axis not in axes)
+    wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    a, b = a.astype(wide), b.astype(wide)
+    product = jnp.real(jnp.conj(a) * b).sum(others)
+    norms = _norm(a, others) * _norm(b, others)
+    defined = (norms > 0) & (norms < jnp.inf)  # False for NaN too
+    return jnp.where(defined, product / jnp.where(defined, norms, 1), 0)
+
+
+def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.square(jnp.abs(x)).sum(axes))
+
+
+def _scores_like(leaf: jax.Array, axes: tuple[int, ...], value: Any) -> jax.Array:
+    """Returns a score for each block of a leaf, on the devices of the leaf."""
+    zero = jnp.zeros_like(leaf)
+    return _cosine(zero, zero, axes) + value
+
+
+def _average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
+    """Returns decay * old + (1 - decay) * new, in the dtype of `old`."""
+    wide = jnp.promote_types(old.dtype, jnp.float32)
+    mean = decay * old.astype(wide) + (1 - decay) * new.astype(wide)
+    return mean.astype(old.dtype)
+
+
+def _scale(update: jax.Array, score: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns the update times the score of each block, in the dtype of the update."""
+    others = tuple(axis for axis in range(update.ndim) if axis not in axes)
+    wide = jnp.promote_types(update.dtype, score.dtype)
+    scaled = update.astype(wide) * jnp.expand_dims(score, others).astype(wide)
+    return scaled.astype(update.dtype)
