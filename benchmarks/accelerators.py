@@ -2,7 +2,7 @@
 
     pip install "jax[tpu]"             # for v4, v5e, v5p, v6e
     python benchmarks/accelerators.py --targets v5e --trees ResNet-34
-    python benchmarks/accelerators.py --targets h100 --trees "one leaf"
+    python benchmarks/accelerators.py --targets h100 --trees "one leaf" --structured
     python benchmarks/accelerators.py --targets v5e --check   # seconds; for CI
 
 It compiles ahead of time for a device that need not be there. Nothing runs, so these
@@ -32,7 +32,7 @@ COUNTS = {f"{n} leaves": n for n in (10, 100, 500, 1000)}
 TREES = timing.TREES | {k: step_cost.shapes_of(10**7, n) for k, n in COUNTS.items()}
 MESHES = ["one"] + [f"{t} {x}" for t in ("auto", "explicit") for x in compiled.LAYOUTS]
 DROPOUT = lrd_optax.learning_rate_dropout(0.5, key=0)
-VARIANTS = {
+VARIANTS: dict[str, timing.Variant] = {
     "base": optax.identity(),
     "LRD": DROPOUT,
     "bernoulli": step_cost.bernoulli_dropout(0.5),
@@ -68,9 +68,12 @@ def table(target: str, args: argparse.Namespace) -> None:
     optimizer = timing.OPTIMIZERS["SGD"]
     compiled.figures(target, devices, "one", optimizer(), [(8,)])  # pays for start-up
     cases = itertools.product(args.trees, args.dtypes, args.optimizers, args.meshes)
+    variants = VARIANTS
+    if args.structured:
+        variants = {"base": VARIANTS["base"]} | step_cost.STRUCTURED
     for tree, dtype, optimizer, mesh in cases:
         shapes, base = TREES[tree], None
-        for name, variant in VARIANTS.items():
+        for name, variant in variants.items():
             slow = name == "bernoulli"
             if slow and args.no_bernoulli:
                 continue
@@ -78,7 +81,7 @@ def table(target: str, args: argparse.Namespace) -> None:
             if slow and len(shapes) > 150:  # would take minutes
                 print(f"{title:56}{'-':>8}", flush=True)
                 continue
-            tx = optax.chain(timing.OPTIMIZERS[optimizer](), variant)
+            tx = timing.behind(timing.OPTIMIZERS[optimizer](), variant)
             arguments = target, devices, mesh, tx, shapes, dtype
             cost = compiled.figures(*arguments, 1 if slow else args.repeats)
             base = base or cost
@@ -115,6 +118,10 @@ def stored(updates, state, params=None):
     return jax.tree.map(lambda m, u: jnp.where(m, u, 0), masks, updates), state
 
 
+# Variants beside LRD in which the check must find none.
+STRUCTURED = {
+    name: step_cost.STRUCTURED[name] for name in ("row", "column", "tensor", "cycle")
+}
 # Variants in which the check must find a fault.
 PLANTED = {
     "bernoulli": VARIANTS["bernoulli"],
@@ -161,17 +168,21 @@ def check(target: str) -> bool:
     devices = compiled.devices(target)
     costs: dict[str, dict[str, Figures]] = {}
     print(f"{target}. {compiled.NOTE}\n{HEADER}", flush=True)
-    for name, variant in (VARIANTS | PLANTED).items():
+    for name, variant in (VARIANTS | STRUCTURED | PLANTED).items():
         # Planted masks are slow to compile, and two cases suffice.
         cases = ("24 leaves", "one leaf") if name in PLANTED else CHECKED
-        tx = optax.chain(timing.OPTIMIZERS["SGD+momentum"](), variant)
+        if name in STRUCTURED:
+            cases = ("24 leaves", "12 leaves, auto columns", "12 leaves, explicit rows")
+        tx = timing.behind(timing.OPTIMIZERS["SGD+momentum"](), variant)
         costs[name] = {}
         for case in cases:
             shapes, mesh = CHECKED[case]
             cost = compiled.figures(target, devices, mesh, tx, shapes)
             costs[name][case] = cost
             print(row(f"{case}, {name}", cost, costs["base"][case], shapes), flush=True)
-    problems = wrong("LRD", costs["LRD"], costs["base"])
+    problems = []
+    for name in ("LRD", *STRUCTURED):
+        problems += wrong(name, costs[name], costs["base"])
     for name in PLANTED:
         caught = wrong(name, costs[name], costs["base"])
         print(f"{name} is caught:", *caught)
@@ -197,6 +208,7 @@ def main() -> None:
         add(flag, nargs="+", metavar="NAME", default=default, choices=choices)
     repeats = {"type": int, "default": 3, "choices": range(1, 100), "metavar": "N"}
     add("--repeats", **repeats, help="compilations; the fastest counts; default: 3")
+    add("--structured", action="store_true", help="structured masks, and Magma")
     add("--no-bernoulli", action="store_true", help="leave the slow variant out")
     add("--check", action="store_true", help="small trees; exit 1 if LRD costs much")
     args = parser.parse_args()

@@ -4,11 +4,13 @@
     python benchmarks/step_cost.py --optimizers Adam --trees ResNet-34 --dtypes float32
     python benchmarks/step_cost.py --scale    # to 300 M parameters and 1,000 leaves
     python benchmarks/step_cost.py --small    # many leaves of (3, 4); without jit
+    python benchmarks/step_cost.py --structured    # masks of rows, ..., Magma
 
-Writes benchmarks/results/<device>-step_cost.json (or -step_cost_scale.json, _small).
+Writes benchmarks/results/<device>-step_cost.json (or _scale, _small, _structured).
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ import optax
 import timing
 
 import lrd_optax
+from lrd_optax import experimental
 
 
 def bernoulli_dropout(keep_prob: float) -> optax.GradientTransformation:
@@ -36,17 +39,54 @@ def bernoulli_dropout(keep_prob: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def magma(base: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns Magma of `base`, with the state of `base` apart from the rest of its own.
+
+    All leaves of two or more axes are blocks.
+    """
+    tx = experimental.magma(base, key=0)
+
+    def init(params):
+        inner, *rest = tx.init(params)
+        return inner, rest
+
+    def update(updates, state, params=None):
+        state = experimental.MagmaState(state[0], *state[1])
+        updates, (inner, *rest) = tx.update(updates, state, params)
+        return updates, (inner, rest)
+
+    return optax.GradientTransformation(init, update)
+
+
+def ours(keep_prob: float = 0.5, **kwargs: Any) -> optax.GradientTransformation:
+    return lrd_optax.learning_rate_dropout(keep_prob, key=0, **kwargs)
+
+
+STRUCTURED: dict[str, timing.Variant] = {
+    "element": ours(),
+    "row": ours(granularity="row"),
+    "column": ours(granularity="column"),
+    "tensor": ours(granularity="tensor"),
+    "axes (0, -1)": ours(granularity=(0, -1)),
+    "held for 10 steps": ours(hold_steps=10),
+    "cycle": ours(sampler="cycle"),
+    "cycle of rows": ours(sampler="cycle", granularity="row"),
+    "unbiased cycle": ours(sampler="cycle", unbiased=True),
+    "Magma": magma,
+}
+
+
 def table(args: argparse.Namespace) -> None:
-    """Times every optimizer, dtype and tree, alone, with ours and with bernoulli."""
+    """Times every optimizer, dtype and tree, alone and with each variant."""
     rows = []
     print(timing.HEADER)
     for tree in args.trees:
         for dtype in args.dtypes:
             for optimizer in args.optimizers:
-                variants = {}
-                for p in args.keep_probs:
-                    variants[f"ours {p}"] = lrd_optax.learning_rate_dropout(p, key=0)
-                if not args.no_bernoulli:  # its cost does not depend on keep_prob
+                variants = {f"ours {p}": ours(p) for p in args.keep_probs}
+                if args.structured:
+                    variants = STRUCTURED
+                elif not args.no_bernoulli:  # its cost does not depend on keep_prob
                     variants["bernoulli"] = bernoulli_dropout(args.keep_probs[0])
                 costs = timing.measure(
                     timing.OPTIMIZERS[optimizer](),
@@ -64,7 +104,8 @@ def table(args: argparse.Namespace) -> None:
                         | {"variant": variant}
                         | cost._asdict()
                     )
-    print("written:", timing.write("step_cost", {"rows": rows}))
+    name = "step_cost_structured" if args.structured else "step_cost"
+    print("written:", timing.write(name, {"rows": rows}))
 
 
 def shapes_of(parameters: int, leaves: int) -> timing.Shapes:
@@ -90,27 +131,27 @@ def scale(args: argparse.Namespace) -> None:
         shapes = shapes_of(parameters, leaves)
         costs = timing.measure(
             optax.adam(1e-3),
-            {"ours": lrd_optax.learning_rate_dropout(0.5, key=0)},
+            {"ours": ours()},
             shapes,
             rounds=args.rounds,
         )
-        base, ours = costs["base"], costs["ours"]
+        base, dropped = costs["base"], costs["ours"]
         total = timing.parameters(shapes)
         row = {
             "parameters": total,
             "leaves": leaves,
             "base_ns_a_parameter": 1e6 * base.milliseconds / total,
-            "ours_ns_a_parameter": 1e6 * ours.milliseconds / total,
-            "ratio": ours.ratio,
+            "ours_ns_a_parameter": 1e6 * dropped.milliseconds / total,
+            "ratio": dropped.ratio,
             "base_compile_seconds": base.compile_seconds,
-            "ours_compile_seconds": ours.compile_seconds,
+            "ours_compile_seconds": dropped.compile_seconds,
         }
         rows.append(row)
         print(
             f"{total:12,}{leaves:8}{row['base_ns_a_parameter']:9.3f}"
-            f"{row['ours_ns_a_parameter']:9.3f}{ours.ratio:7.3f}"
-            f"{base.compile_seconds:16.2f}{ours.compile_seconds:8.2f}"
-            f"{1e3 * ours.compile_seconds / leaves:14.2f}",
+            f"{row['ours_ns_a_parameter']:9.3f}{dropped.ratio:7.3f}"
+            f"{base.compile_seconds:16.2f}{dropped.compile_seconds:8.2f}"
+            f"{1e3 * dropped.compile_seconds / leaves:14.2f}",
             flush=True,
         )
     print("written:", timing.write("step_cost_scale", {"rows": rows}))
@@ -118,7 +159,7 @@ def scale(args: argparse.Namespace) -> None:
 
 def small(args: argparse.Namespace) -> None:
     """Compiles plain SGD on many leaves of (3, 4), and times 50 of them without jit."""
-    drop, rows = lrd_optax.learning_rate_dropout(0.5, key=0), []
+    drop, rows = ours(), []
     print(timing.HEADER)
     for leaves in (250, 500, 1000, 2000):
         shapes: timing.Shapes = [(3, 4)] * leaves
@@ -139,6 +180,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--scale", action="store_true", help="grow the model and the tree instead")
+    add("--structured", action="store_true", help="structured masks, and Magma")
     add("--small", action="store_true", help="many small leaves, and without jit")
     names = {"nargs": "+", "metavar": "NAME"}
     optimizers, trees = list(timing.OPTIMIZERS), list(timing.TREES)

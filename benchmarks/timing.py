@@ -13,6 +13,7 @@ import random
 import re
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ import optax
 import records
 
 Shapes = list[tuple[int, ...]]
+Variant = (
+    optax.GradientTransformation
+    | Callable[[optax.GradientTransformation], optax.GradientTransformation]
+)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -105,9 +110,15 @@ def compile_step(
     return lowered, compiled, time.perf_counter() - start
 
 
+def behind(base: optax.GradientTransformation, variant: Variant) -> Any:
+    """Returns the step of a variant, whose state is (that of `base`, all else)."""
+    is_last = isinstance(variant, optax.GradientTransformation)
+    return optax.chain(base, variant) if is_last else variant(base)
+
+
 def measure(
     base: optax.GradientTransformation,
-    variants: dict[str, optax.GradientTransformation],
+    variants: dict[str, Variant],
     shapes: Shapes,
     dtype: Any = jnp.float32,
     *,
@@ -116,6 +127,8 @@ def measure(
     compiles: int = 3,
 ) -> dict[str, Cost]:
     """Returns the cost of each variant, chained behind `base`, and of `base` first.
+
+    A variant that wraps `base` is a function that takes it. See `behind`.
 
     Variants named in `slow` run in every fourth round and are compiled once.
     """
@@ -126,7 +139,7 @@ def measure(
     ]
     gradient = [jnp.asarray(rng.standard_normal(s, np.float32), dtype) for s in shapes]
     base_state = base.init(params)
-    states = {name: tx.init(params) for name, tx in variants.items()}
+    states = {name: behind(base, v).init(params)[1] for name, v in variants.items()}
 
     order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -135,7 +148,7 @@ def measure(
         names = [name for name in variants if attempt == 0 or name not in slow]
         order.shuffle(names)
         for name in names:
-            tx = optax.chain(base, variants[name])
+            tx = behind(base, variants[name])
             state = base_state, states[name]
             _, steps[name], elapsed = compile_step(tx, params, state, gradient)
             seconds[name].append(elapsed)

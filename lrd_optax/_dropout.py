@@ -283,7 +283,7 @@ def _apply_masks(
     key, hold = jnp.asarray(state.rng_key), jnp.asarray(state.count).astype(jnp.uint32)
     next_key = _keys.next_key(key)
     if not (isinstance(hold_steps, int) and hold_steps == 1):
-        steps = jnp.asarray(hold_steps).astype(jnp.uint32)
+        steps = jnp.maximum(jnp.asarray(hold_steps).astype(jnp.uint32), 1)
         hold, step = jnp.divmod(hold, steps)
         next_key = jnp.where(step == steps - 1, next_key, key)
     next_state = LearningRateDropoutState(optax.safe_increment(state.count), next_key)

@@ -144,15 +144,15 @@ def _flat_index(shape: tuple[Any, ...]) -> jax.Array:
     return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
 
 
-def _anchor(shape: tuple[Any, ...], sharding: Sharding) -> jax.Array:
+def _anchor(shape: tuple[Any, ...], sharding: Sharding) -> jax.Array | None:
     # XLA for TPU would draw for each row or column in one more kernel per leaf. It does
     # not if the index has a part of the leaf's shape: a 0 that it does not know.
     known = all(isinstance(size, int) for size in shape)
-    huge = known and math.prod(shape) > _INDEX_LIMIT
-    if sharding is None and not huge:
-        whole = _flat_index(shape)
-    else:
-        whole = _count(shape, tuple(range(len(shape))), sharding)
+    if known and math.prod(shape) > _INDEX_LIMIT:
+        return None  # one kernel is little for such a leaf
+    every = tuple(range(len(shape)))
+    flat = sharding is None
+    whole = _flat_index(shape) if flat else _count(shape, every, sharding)
     return whole & jax.lax.optimization_barrier(jnp.uint32(0))
 
 

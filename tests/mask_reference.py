@@ -53,8 +53,38 @@ def draws(
 
 
 def mask(
-    words: tuple[int, int], leaf: int, shape: tuple[int, ...], keep_prob: float
+    words: tuple[int, int],
+    leaf: int,
+    shape: tuple[int, ...],
+    keep_prob: float,
+    axes: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    index = np.arange(math.prod(shape)).reshape(shape)
+    """The mask of a leaf. Decisions differ along `axes`, by default along all."""
     limit = math.ceil(float(np.float32(keep_prob)) * 2**24)
-    return draws(words, leaf, index) >> 8 < limit
+    return draws(words, leaf, index(shape, axes)) >> 8 < limit
+
+
+def index(shape: tuple[int, ...], axes: tuple[int, ...] | None = None) -> np.ndarray:
+    """The number of the decision for each element, counted along `axes`."""
+    axes = tuple(range(len(shape))) if axes is None else axes
+    if not axes:
+        return np.zeros(shape, np.int64)
+    places = [np.indices(shape)[axis] for axis in axes]
+    sizes = tuple(shape[axis] for axis in axes)
+    return np.ravel_multi_index(places, sizes) if math.prod(shape) else places[0]
+
+
+def cycle_mask(
+    key: tuple[int, int],
+    hold: int,
+    leaf: int,
+    shape: tuple[int, ...],
+    length: int,
+    axes: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    """The mask of hold number `hold`, whose cycle draws from its first key."""
+    place = hold % length
+    drawn = draws(step_words(key, hold - place), leaf, index(shape, axes)) >> 8
+    size, rest = divmod(2**24, length)
+    bounds = np.cumsum([0] + [size + 1] * rest + [size] * (length - rest))
+    return (drawn >= bounds[place]) & (drawn < bounds[place + 1])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import mask_reference
 import numpy as np
 import optax
 import pytest
@@ -235,16 +236,81 @@ def test_keep_prob_1_is_the_base_optimizer_bit_for_bit(name):
     np.testing.assert_array_equal(run(always)[0], run(base)[0])
 
 
+# Structured masks. They are taken from the reference in NumPy here, for keys of 0.
+
+SHAPE = (8, 5)
+WORDS = [mask_reference.step_words((0, 0), step) for step in range(STEPS + 1)]
+
+
+def of_axes(axes, hold_steps=1, late=0):
+    holds = [(step + late) // hold_steps for step in range(STEPS)]
+    return [mask_reference.mask(WORDS[hold], 0, SHAPE, P, axes) for hold in holds]
+
+
+def of_cycles(length, hold_steps=1):
+    return [
+        mask_reference.cycle_mask((0, 0), step // hold_steps, 0, SHAPE, length, (0,))
+        for step in range(STEPS)
+    ]
+
+
+STRUCTURED = {
+    "element": ({}, lambda: of_axes((0, 1))),
+    "row": ({"granularity": "row"}, lambda: of_axes((0,))),
+    "column": ({"granularity": "column"}, lambda: of_axes((1,))),
+    "tensor": ({"granularity": "tensor"}, lambda: of_axes(())),
+    "hold": ({"hold_steps": 7}, lambda: of_axes((0, 1), hold_steps=7)),
+    "cycle": (
+        {"granularity": "row", "sampler": "cycle", "hold_steps": 3},
+        lambda: of_cycles(2, hold_steps=3),
+    ),
+}
+
+
+@functools.cache
+def structured_path(base, kind):
+    """Parameters after each step with masks of a kind."""
+    masks = lrd_optax.learning_rate_dropout(P, key=0, **STRUCTURED[kind][0])
+    tx = optax.chain(CASES[base].optax, masks)
+
+    def step(carry, _):
+        theta, state = carry
+        g = gradient(theta.reshape(-1), jnp).reshape(SHAPE)
+        updates, state = tx.update(g, state, theta)
+        theta = optax.apply_updates(theta, updates)
+        return (theta, state), theta.reshape(-1)
+
+    theta = jnp.asarray(START, jnp.float32).reshape(SHAPE)
+    carry = theta, tx.init(theta)
+    return np.asarray(jax.jit(lambda c: jax.lax.scan(step, c, length=STEPS)[1])(carry))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["sgd momentum", "adam"])
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_structured_masks_equal_the_equations(kind, base):
+    masks = [mask.reshape(-1) for mask in STRUCTURED[kind][1]()]
+    path = structured_path(base, kind)
+    assert_close(path, reference(CASES[base].equations, masks))
+    others = [other() for name, (_, other) in STRUCTURED.items() if name != kind]
+    if kind == "hold":  # one step too late
+        others.append(of_axes((0, 1), hold_steps=7, late=1))
+    for wrong in others:
+        wrong = [mask.reshape(-1) for mask in wrong]
+        with pytest.raises(AssertionError):
+            assert_close(path, reference(CASES[base].equations, wrong))
+
+
 # Identities of the law: u is the dense step, M its mask.
 
 
 @functools.cache
-def many_masks(p, size=1000, draws=4000):
+def many_masks(p, shape=1000, draws=4000, granularity="element"):
     """Masks from many keys, (draws, size)."""
     keys = jax.random.bits(jax.random.key(5), (draws, 2))
-    leaf = jax.ShapeDtypeStruct((size,), jnp.float32)
-    masks = jax.jit(jax.vmap(lambda k: mask_of(k, leaf, p)))(keys)
-    return np.asarray(masks)
+    leaf = jax.ShapeDtypeStruct(np.atleast_1d(shape), jnp.float32)
+    one = functools.partial(mask_of, tree=leaf, keep_prob=p, granularity=granularity)
+    return np.asarray(jax.jit(jax.vmap(one))(keys)).reshape(draws, -1)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1])
@@ -274,7 +340,7 @@ def test_number_kept_is_binomial(p):
 
 @pytest.mark.parametrize("p", [0.5, 0.1])
 def test_expected_loss_on_a_quadratic(p):
-    masks = many_masks(p, size=SIZE, draws=100_000)
+    masks = many_masks(p, SIZE, draws=100_000)
     hessian = MATRIX @ MATRIX.T
     g = hessian @ START
     u = 0.3 * g
@@ -289,6 +355,27 @@ def test_expected_loss_on_a_quadratic(p):
     assert abs(losses.mean() - expected) < 4 * error
     without_variance = expected - 0.5 * p * (1 - p) * np.diag(hessian) @ u**2
     assert abs(losses.mean() - without_variance) > 4 * error  # the test has power
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1])
+@pytest.mark.parametrize("granularity", ["element", "row", "column", "tensor"])
+def test_expected_loss_of_blocks_on_a_quadratic(granularity, p):
+    # E f = f(theta - u) + (1 - p) / (2 p) sum_B u_B' H_BB u_B, over the blocks B.
+    masks = many_masks(p, SHAPE, draws=100_000, granularity=granularity)
+    hessian = MATRIX @ MATRIX.T
+    u = 0.3 * hessian @ START
+    theta = START - masks * u / p
+    losses = 0.5 * np.einsum("ni,ij,nj->n", theta, hessian, theta)
+    axes = {"element": (0, 1), "row": (0,), "column": (1,), "tensor": ()}
+    expected = {}
+    for name in axes:
+        block = mask_reference.index(SHAPE, axes[name]).reshape(-1)
+        together = hessian * (block[:, None] == block)
+        variance = (1 - p) / (2 * p) * u @ together @ u
+        expected[name] = 0.5 * (START - u) @ hessian @ (START - u) + variance
+    error = losses.std() / math.sqrt(len(losses))
+    for name, value in expected.items():
+        assert (abs(losses.mean() - value) < 4 * error) == (name == granularity)
 
 
 def mean_step(tx, steps=400, size=20_000):

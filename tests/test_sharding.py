@@ -1,5 +1,6 @@
 """The masks of one device on eight: under any sharding by jit, and in shard_map."""
 
+import itertools
 import re
 
 import chex
@@ -89,6 +90,48 @@ def test_same_masks_and_parameters_without_communication(mesh, spec, one_device)
     assert params["matrix"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
     assert not re.search(COLLECTIVES, hlo)
     assert ("[24,40]" in hlo) == (spec == P())
+
+
+UNITS = {"row": (0,), "column": (1,), "tensor": (), "both": (0, 1)}
+STRUCTURED = {
+    "held": {"granularity": UNITS, "hold_steps": 2},
+    "cycle": {"granularity": UNITS, "sampler": "cycle"},
+}
+
+
+def structured_updates(kind, sharding=None):
+    """What is applied of constant updates in each of 6 steps, and the HLO of a step."""
+    tx = lrd_optax.learning_rate_dropout(0.5, key=0, **STRUCTURED[kind])
+    ones = {name: jnp.full((24, 40), 3.0) for name in UNITS}
+    ones = jax.device_put(ones, sharding or jax.devices("cpu")[0])
+    state, history = jax.jit(tx.init)(ones), []
+    update = jax.jit(tx.update).lower(ones, state).compile()
+    for _ in range(6):
+        updates, state = update(ones, state)
+        history.append(jax.device_get(updates))
+        for leaf, unit in UNITS.items():  # shared where it should be
+            others = tuple({0, 1} - set(unit))
+            masks = history[-1][leaf] != 0
+            np.testing.assert_array_equal(masks.any(others), masks.all(others))
+    return history, updates, update.as_text()
+
+
+@pytest.fixture(scope="module")
+def structured_on_one_device():
+    return {kind: structured_updates(kind)[0] for kind in STRUCTURED}
+
+
+@pytest.mark.parametrize("spec", [P("x", "y"), P(None, "x"), P("y")], ids=str)
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_structured_masks_without_communication(
+    mesh, kind, spec, structured_on_one_device
+):
+    sharding = NamedSharding(mesh, spec)
+    history, updates, hlo = structured_updates(kind, sharding)
+    chex.assert_trees_all_equal(history, structured_on_one_device[kind])
+    assert all(u.sharding.is_equivalent_to(sharding, 2) for u in updates.values())
+    assert not re.search(COLLECTIVES, hlo)
+    assert "[24,40]" not in hlo
 
 
 def bernoulli_dropout(update, state, params=None):
@@ -325,6 +368,35 @@ def test_shards_are_independent(manual, p):
     # Two shards alike, which is what a draw without axis_index gives, are noticed.
     masks[:, 5] = masks[:, 2]
     assert worst(masks, p) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes"), [("row", (0,)), ("column", (1,)), ("tensor", ())]
+)
+def test_in_shard_map_a_tensor_is_a_shard(manual, kind, axes):
+    """JAX does not say along which of its own axes an array varies."""
+
+    def body(updates):
+        tx = lrd_optax.learning_rate_dropout(0.5, key=2, granularity=kind)
+
+        def step(state, _):
+            out, state = tx.update(updates, state)
+            return state, out
+
+        return jax.lax.scan(step, tx.init(updates), length=3)[1]
+
+    stacked = {name: P(None, *spec) for name, spec in LOCAL.items()}
+    run = jax.shard_map(body, mesh=manual, in_specs=(LOCAL,), out_specs=stacked)
+    updates = jax.jit(run)({name: jnp.ones((32, 16)) for name in LOCAL})
+    places = {"all": "", "x": "x", "y": "y", "both": "xy"}
+    for leaf, name in enumerate(sorted(LOCAL)):
+        for (x, y), step in itertools.product(np.ndindex(4, 2), range(3)):
+            mine = shards(updates[name])[x, y][step]
+            at = tuple({"x": x, "y": y}[axis] for axis in places[name])
+            words = mask_reference.step_words((0, 2), step)
+            words = mask_reference.shard_words(words, at)
+            expected = mask_reference.mask(words, leaf, mine.shape, 0.5, axes)
+            np.testing.assert_array_equal(mine != 0, expected)
 
 
 def test_shard_map_does_not_communicate(manual):

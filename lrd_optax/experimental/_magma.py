@@ -1,5 +1,6 @@
 """Magma: tensor masks, and steps as long as gradient and momentum agree."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,8 +61,8 @@ def magma(
       \qquad m_t \sim \mathrm{Bernoulli}(p)
 
     Nothing is divided by :math:`p`, so the mean step is :math:`p\, s_t` times that of
-    the optimizer: about a third or a quarter. Compare it with an optimizer whose rate
-    is tuned as well. The evidence for the method is open: its authors report gains
+    the optimizer: 0.19 to 0.31 with the defaults. Compare it with an optimizer whose
+    rate is tuned as well. The evidence for the method is open: its authors report gains
     for language models and none for CNNs, and what others report is mixed.
 
     Leaves that are not eligible get the update of the optimizer as it is. Weight decay
@@ -184,7 +185,7 @@ def magma(
         # The first score is the first sample, if it is not an average with a start.
         beta = jnp.where(state.dropout.count == 0, 0.0, decay) if first else decay
         scores = [
-            _average(score, jax.nn.sigmoid(_cosine(mu, g, along) / tau), beta)
+            _average(score, jax.nn.sigmoid(_over(_cosine(mu, g, along), tau)), beta)
             for mu, g, score, along in blocks
         ]
         scaled = map(_scale, changes, scores, axes)
@@ -212,7 +213,13 @@ def _choose(flags: list[bool], tree: Any) -> Any:
     """Returns the tree without the leaves that are not eligible."""
     leaves, structure = jax.tree.flatten(tree)
     pairs = zip(leaves, flags, strict=True)
-    chosen = [leaf if flag else optax.MaskedNode() for leaf, flag in pairs]
+    # Arrays of a dtype of their own, also where a leaf is a number or its type is weak.
+    chosen = [
+        jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
+        if flag
+        else optax.MaskedNode()
+        for leaf, flag in pairs
+    ]
     return jax.tree.unflatten(structure, chosen)
 
 
@@ -244,34 +251,60 @@ def _first_moment(state: Any, tree: Any) -> Any:
 def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the cosine of each block, 0 if it is not defined."""
     others = tuple(axis for axis in range(a.ndim) if axis not in axes)
-    wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-    a, b = a.astype(wide), b.astype(wide)
-    product = jnp.real(jnp.conj(a) * b).sum(others)
-    norms = _norm(a, others) * _norm(b, others)
+    dtype = jnp.promote_types(_wide(a), _wide(b))
+    product, *squares = _sums(a.astype(dtype), b.astype(dtype), others)
+    norms = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
     defined = (norms > 0) & (norms < jnp.inf)  # False for NaN too
     return jnp.where(defined, product / jnp.where(defined, norms, 1), 0)
 
 
-def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sqrt(jnp.square(jnp.abs(x)).sum(axes))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _sums(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+    """Returns the sums of a b, a a and b b over `axes`."""
+    terms = _products(a, b)
+    zeros = [np.zeros((), term.dtype) for term in terms]
+    # One reduction: for three, XLA for CPU would read the arrays three times.
+    return jax.lax.reduce(terms, zeros, lambda x, y: list(map(jnp.add, x, y)), axes)
+
+
+@_sums.defjvp
+def _sums_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
+    # JAX differentiates single sums only.
+    tangent = jax.jvp(
+        lambda a, b: [x.sum(axes) for x in _products(a, b)], primals, tangents
+    )[1]
+    return _sums(*primals, axes), tangent
+
+
+def _products(a: jax.Array, b: jax.Array) -> list[jax.Array]:
+    return [jnp.real(x * y.conj()) for x, y in ((a, b), (a, a), (b, b))]
 
 
 def _scores_like(leaf: jax.Array, axes: tuple[int, ...], value: Any) -> jax.Array:
     """Returns a score for each block of a leaf, on the devices of the leaf."""
-    zero = jnp.zeros_like(leaf)
-    return _cosine(zero, zero, axes) + value
+    zeros = jnp.zeros_like(leaf)
+    scores = _cosine(zeros, zeros, axes)
+    return scores + jnp.asarray(value, scores.dtype)
 
 
 def _average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
     """Returns decay * old + (1 - decay) * new, in the dtype of `old`."""
-    wide = jnp.promote_types(old.dtype, jnp.float32)
-    mean = decay * old.astype(wide) + (1 - decay) * new.astype(wide)
-    return mean.astype(old.dtype)
+    dtype = _wide(old)
+    kept, added = jnp.asarray(decay, dtype), jnp.asarray(1 - decay, dtype)
+    return (kept * old.astype(dtype) + added * new.astype(dtype)).astype(old.dtype)
 
 
 def _scale(update: jax.Array, score: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the update times the score of each block, in the dtype of the update."""
     others = tuple(axis for axis in range(update.ndim) if axis not in axes)
-    wide = jnp.promote_types(update.dtype, score.dtype)
-    scaled = update.astype(wide) * jnp.expand_dims(score, others).astype(wide)
-    return scaled.astype(update.dtype)
+    factor = jnp.expand_dims(score, others).astype(_wide(update))
+    return (update.astype(_wide(update)) * factor).astype(update.dtype)
+
+
+def _over(cosine: jax.Array, temperature: Any) -> jax.Array:
+    return cosine / jnp.asarray(temperature, cosine.dtype)
+
+
+def _wide(array: jax.Array) -> Any:
+    """Returns the dtype to compute in: at least 32 bits."""
+    return jnp.promote_types(array.dtype, jnp.float32)
