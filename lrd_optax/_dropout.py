@@ -96,8 +96,8 @@ def learning_rate_dropout(
 
       A mask depends on the key, on the number of its leaf in the flattened tree, and
       on the indices in the global array. So it is the same under any sharding by
-      ``jit``. (An array may have at most 2**32 rows of 2**32 elements, where a row
-      spans one or more trailing dimensions.) Inside ``shard_map`` each array is one
+      ``jit``. (An array may have at most 2**32 slices of 2**32 elements, where a slice
+      spans one or more of the last axes.) Inside ``shard_map`` each array is one
       shard. An array that varies over a manual mesh axis gets a different mask in
       every shard along that axis; a replicated array gets the same mask in all. JAX
       does not say along which of its own axes it varies, so every shard decides for

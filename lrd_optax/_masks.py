@@ -103,20 +103,20 @@ def _leaf_mask(
     def elsewhere() -> tuple[jax.Array, jax.Array | None, jax.Array]:
         return (first + number)[0], *element_index(shape, axes, sharding)
 
-    start, row, index = jax.lax.platform_dependent(tpu=tpu, default=elsewhere)
-    if row is not None:
-        start, second = _keys.scramble(start + row), _keys.scramble(second ^ row)
+    start, part, index = jax.lax.platform_dependent(tpu=tpu, default=elsewhere)
+    if part is not None:
+        start, second = _keys.scramble(start + part), _keys.scramble(second ^ part)
     return is_kept(draw(index, start, second), window)
 
 
 def element_index(
     shape: tuple[Any, ...], axes: Axes, sharding: Sharding = None, on_tpu: bool = False
 ) -> tuple[jax.Array | None, jax.Array]:
-    """Returns the global index of every element, as (row, index in the row), uint32.
+    """Returns the global index of every element, as (slice, index in it), uint32.
 
     The index counts in row-major order over `axes` of the whole (global, unsharded)
-    shape. A row spans as many of the last axes as 32 bits can number. It is None if one
-    row holds the whole leaf. Symbolic dimensions are taken as one row.
+    shape. A slice spans as many of the last axes as 32 bits can number. It is None if
+    there is one slice. Symbolic dimensions are taken as one slice.
     """
     sizes = [shape[axis] for axis in axes]
     rank = 0
@@ -125,15 +125,15 @@ def element_index(
         rank = next(n for n, span in enumerate(spans) if span <= _INDEX_LIMIT)
         if math.prod(sizes[:rank]) > _INDEX_LIMIT or (sizes and rank == len(sizes)):
             raise ValueError(
-                "a leaf must have at most 2**32 rows of at most 2**32 elements, "
+                "a leaf must have at most 2**32 slices of at most 2**32 elements, "
                 f"got shape {shape}"
             )
     every = tuple(range(len(shape)))
     if on_tpu and axes == every and not rank and sharding is None:
         return None, _flat_index(shape)
     anchor = _anchor(shape, sharding) if on_tpu and axes not in ((), every) else None
-    row = _count(shape, axes[:rank], sharding, anchor) if rank else None
-    return row, _count(shape, axes[rank:], sharding, anchor)
+    part = _count(shape, axes[:rank], sharding, anchor) if rank else None
+    return part, _count(shape, axes[rank:], sharding, anchor)
 
 
 def _flat_index(shape: tuple[Any, ...]) -> jax.Array:

@@ -34,10 +34,10 @@ def scramble(x: int) -> int:
     return x ^ x >> 16
 
 
-def row_words(words: tuple[int, int], leaf: int, row: int) -> tuple[int, int]:
-    """The words of a row, for `draws` with leaf -1, where a leaf has more than one."""
-    first = words[0] + (leaf + 1) * LEAF_STRIDE + row
-    return scramble(first % WORD), scramble(words[1] ^ row)
+def slice_words(words: tuple[int, int], leaf: int, number: int) -> tuple[int, int]:
+    """The words of a slice, for `draws` with leaf -1, if a leaf has more than one."""
+    first = words[0] + (leaf + 1) * LEAF_STRIDE + number
+    return scramble(first % WORD), scramble(words[1] ^ number)
 
 
 def draws(

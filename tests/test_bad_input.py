@@ -304,15 +304,15 @@ BAD_CALLS = {
             lambda: mask_of(0, jax.ShapeDtypeStruct((3, 2**32 + 1), jnp.int8))
         ),
         ValueError,
-        "a leaf must have at most 2**32 rows of at most 2**32 elements, "
+        "a leaf must have at most 2**32 slices of at most 2**32 elements, "
         f"got shape (3, {2**32 + 1})",
     ),
-    "more than 2**32 rows": (
+    "more than 2**32 slices": (
         lambda: jax.eval_shape(
             lambda: mask_of(0, jax.ShapeDtypeStruct((2**33, 1), jnp.int8))
         ),
         ValueError,
-        "a leaf must have at most 2**32 rows of at most 2**32 elements, "
+        "a leaf must have at most 2**32 slices of at most 2**32 elements, "
         f"got shape ({2**33}, 1)",
     ),
     "mask: a string": (

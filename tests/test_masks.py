@@ -208,13 +208,13 @@ def test_appending_a_leaf_leaves_the_others_alone():
 
 
 @pytest.mark.parametrize("shape", [(2, 2**31), (2, 2, 2**31), (2, 2**31, 2**32)])
-def test_rows_of_any_length(shape):
+def test_slices_of_any_length(shape):
     leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
     mask = jax.eval_shape(lambda: mask_of(0, leaf, 0.5))
     assert mask.shape == shape
 
 
-def test_a_leaf_of_2_to_the_32_elements_is_one_row():
+def test_a_leaf_of_2_to_the_32_elements_is_one_slice():
     leaf = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
     last = jax.jit(lambda: mask_of(0, leaf, 0.5)[-1])()
     drawn = mask_reference.draws(
@@ -236,7 +236,7 @@ def test_more_elements_than_32_bits_can_number():
     first, last = (np.asarray(x) for x in ends(np.uint32([0, 1])))
     words = mask_reference.step_words((0, 1), 0)
     for row, mask in [*enumerate(first), *enumerate(last, 2**17)]:
-        own = mask_reference.row_words(words, 0, row)
+        own = mask_reference.slice_words(words, 0, row)
         drawn = mask_reference.draws(own, -1, np.arange(2**15))
         np.testing.assert_array_equal(mask, drawn < 2**31)
     both = np.concatenate([first, last]).reshape(4, 8, 64, 64)

@@ -98,7 +98,9 @@ def magma(
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs` with state :class:`MagmaState`.
-      A cosine with a zero vector, or with one that is not finite, is 0. Under ``jit``
+      A cosine with a zero vector, or with one whose norm is not finite, is 0. (Its
+      square is taken in the dtype of the score, so in float32 a norm is 0 below about
+      1e-19, and not finite above 1e19.) Under ``jit``
       on a mesh the cosines are those of whole blocks, which is a sum over the devices.
       Inside ``shard_map`` an array that varies is scored and masked for each shard.
 
@@ -116,7 +118,8 @@ def magma(
       Marin, grug       "first"    after       not said        two or more axes
       ================  =========  ==========  ==============  ======================
 
-      Two of them refuse to run in several processes, where their masks would differ.
+      Two of the ports refuse to run in several processes, where their masks would
+      differ.
       In Marin each layer of a stack is a block. rollfast takes a cosine as smaller
       where the product of the norms is below 1e-12.
 
@@ -139,16 +142,20 @@ def magma(
       Joo et al, `arXiv 2602.15322 <https://arxiv.org/abs/2602.15322>`_, 2026
     """
     dropout = learning_rate_dropout(keep_prob, key=key, granularity=granularity)
-    _checks.function("the update of optimizer", getattr(optimizer, "update", None))
+    if not hasattr(optimizer, "update"):
+        raise TypeError(
+            "optimizer must be a gradient transformation, as optax.adam(1e-3) is, "
+            f"got {_checks.shown(optimizer)}"
+        )
     optimizer = optax.with_extra_args_support(optimizer)
     tau = _checks.number("temperature", temperature, above=0)
     decay = _checks.number("alignment_decay", alignment_decay, least=0, most=1)
     slow = _checks.number("momentum_decay", momentum_decay, least=0, most=1)
-    first, start = initial_alignment == "first", 0.0
-    if isinstance(initial_alignment, str):
-        rule = " or a number from 0 to 1"
-        _checks.choice("initial_alignment", initial_alignment, ("first",), rule)
-    else:
+    first, start = isinstance(initial_alignment, str), 0.0
+    if first and initial_alignment != "first":
+        rule = 'initial_alignment must be "first" or a number from 0 to 1'
+        raise ValueError(f"{rule}, got {initial_alignment!r}")
+    if not first:
         start = _checks.number("initial_alignment", initial_alignment, least=0, most=1)
 
     def init_fn(params: optax.Params) -> MagmaState:
@@ -165,6 +172,11 @@ def magma(
     def update_fn(
         updates: optax.Updates, state: MagmaState, params: Any = None, **extra: Any
     ) -> tuple[optax.Updates, MagmaState]:
+        if not hasattr(state, "alignment"):
+            got = type(state).__name__
+            raise TypeError(
+                f"state must be the MagmaState that init returns, got {got}"
+            )
         flags = _flags(mask, updates)
         gradients = _choose(flags, updates)
         proposed, inner = optimizer.update(updates, state.inner, params, **extra)
@@ -251,7 +263,7 @@ def _first_moment(state: Any, tree: Any) -> Any:
 def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the cosine of each block, 0 if it is not defined."""
     others = tuple(axis for axis in range(a.ndim) if axis not in axes)
-    dtype = jnp.promote_types(_wide(a), _wide(b))
+    dtype = _wide(a, b)
     product, *squares = _sums(a.astype(dtype), b.astype(dtype), others)
     norms = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
     defined = (norms > 0) & (norms < jnp.inf)  # False for NaN too
@@ -305,6 +317,7 @@ def _over(cosine: jax.Array, temperature: Any) -> jax.Array:
     return cosine / jnp.asarray(temperature, cosine.dtype)
 
 
-def _wide(array: jax.Array) -> Any:
+def _wide(*arrays: jax.Array) -> Any:
     """Returns the dtype to compute in: at least 32 bits."""
-    return jnp.promote_types(array.dtype, jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*[array.dtype for array in arrays], jnp.float32)
