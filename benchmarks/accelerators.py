@@ -30,6 +30,7 @@ import lrd_optax
 
 COUNTS = {f"{n} leaves": n for n in (10, 100, 500, 1000)}
 TREES = timing.TREES | {k: step_cost.shapes_of(10**7, n) for k, n in COUNTS.items()}
+TREES["one matrix"] = [(2560, 4096)]
 MESHES = ["one"] + [f"{t} {x}" for t in ("auto", "explicit") for x in compiled.LAYOUTS]
 DROPOUT = lrd_optax.learning_rate_dropout(0.5, key=0)
 VARIANTS: dict[str, timing.Variant] = {

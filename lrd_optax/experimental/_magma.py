@@ -151,12 +151,7 @@ def magma(
     tau = _checks.number("temperature", temperature, above=0)
     decay = _checks.number("alignment_decay", alignment_decay, least=0, most=1)
     slow = _checks.number("momentum_decay", momentum_decay, least=0, most=1)
-    first, start = isinstance(initial_alignment, str), 0.0
-    if first and initial_alignment != "first":
-        rule = 'initial_alignment must be "first" or a number from 0 to 1'
-        raise ValueError(f"{rule}, got {initial_alignment!r}")
-    if not first:
-        start = _checks.number("initial_alignment", initial_alignment, least=0, most=1)
+    first_is_sample, start = _start(initial_alignment)
 
     def init_fn(params: optax.Params) -> MagmaState:
         eligible = _choose(_flags(mask, params), params)
@@ -189,16 +184,12 @@ def magma(
             )
         changes, structure = jax.tree.flatten(_choose(flags, proposed))
         axes = _prefixes.axes_per_leaf(granularity, gradients)
-        blocks = zip(
-            *map(jax.tree.leaves, (moment, gradients, state.alignment)),
-            axes,
-            strict=True,
-        )
-        # The first score is the first sample, if it is not an average with a start.
-        beta = jnp.where(state.dropout.count == 0, 0.0, decay) if first else decay
+        trees = map(jax.tree.leaves, (state.alignment, moment, gradients))
+        is_first = state.dropout.count == 0
+        beta = jnp.where(is_first, 0.0, decay) if first_is_sample else decay
         scores = [
-            _average(score, jax.nn.sigmoid(_over(_cosine(mu, g, along), tau)), beta)
-            for mu, g, score, along in blocks
+            _average(score, _sample(mu, g, along, tau), beta)
+            for score, mu, g, along in zip(*trees, axes, strict=True)
         ]
         scaled = map(_scale, changes, scores, axes)
         scaled_tree = jax.tree.unflatten(structure, scaled)
@@ -207,6 +198,17 @@ def magma(
         return _merge(kept, proposed), MagmaState(inner, keys, momentum, alignment)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _start(initial_alignment: Any) -> tuple[bool, Any]:
+    """Returns whether the first score is the first sample, and the score before it."""
+    name = "initial_alignment"
+    if not isinstance(initial_alignment, str):
+        return False, _checks.number(name, initial_alignment, least=0, most=1)
+    if initial_alignment != "first":
+        rule = f'{name} must be "first" or a number from 0 to 1'
+        raise ValueError(f"{rule}, got {initial_alignment!r}")
+    return True, 0.0
 
 
 def _flags(mask: Any, tree: Any) -> list[bool]:
@@ -260,6 +262,14 @@ def _first_moment(state: Any, tree: Any) -> Any:
     return trace if jax.tree.structure(trace) == structure else None
 
 
+def _sample(
+    moment: jax.Array, gradient: jax.Array, axes: tuple[int, ...], temperature: Any
+) -> jax.Array:
+    """Returns the new part of the score of each block."""
+    cosine = _cosine(moment, gradient, axes)
+    return jax.nn.sigmoid(cosine / jnp.asarray(temperature, cosine.dtype))
+
+
 def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the cosine of each block, 0 if it is not defined."""
     others = tuple(axis for axis in range(a.ndim) if axis not in axes)
@@ -311,10 +321,6 @@ def _scale(update: jax.Array, score: jax.Array, axes: tuple[int, ...]) -> jax.Ar
     others = tuple(axis for axis in range(update.ndim) if axis not in axes)
     factor = jnp.expand_dims(score, others).astype(_wide(update))
     return (update.astype(_wide(update)) * factor).astype(update.dtype)
-
-
-def _over(cosine: jax.Array, temperature: Any) -> jax.Array:
-    return cosine / jnp.asarray(temperature, cosine.dtype)
 
 
 def _wide(*arrays: jax.Array) -> Any:
