@@ -34,18 +34,18 @@ class Row(NamedTuple):
 
 ROWS = [
     Row('granularity="element"', "each element by itself", {}),
-    Row('granularity="row"', "whole rows", {"granularity": "row"}),
-    Row('granularity="column"', "whole columns", {"granularity": "column"}),
+    Row('granularity="row"', "whole rows (inputs)", {"granularity": "row"}),
+    Row('granularity="column"', "whole columns (outputs)", {"granularity": "column"}),
     Row(
         'granularity="tensor"',
-        "whole tensors, here 6",
+        "whole leaves, here 6",
         {"granularity": "tensor"},
         SIX,
     ),
     Row("hold_steps=2", "each mask for 2 steps", {"hold_steps": 2}),
     Row(
         'sampler="cycle"',
-        "each element once in 4 steps",
+        "keep_prob=1/4: each element\nonce in the four steps",
         {"sampler": "cycle", "keep_prob": 1 / 4},
     ),
 ]
@@ -89,7 +89,7 @@ def draw(key: int, path: Path) -> None:
         panel.text(0.5, 0.4, f"step {step}", ha="center", va="center", fontsize=12)
     for row, (left, *panels) in zip(ROWS, grid[1:], strict=True):
         left.text(0.04, 0.57, row.label, family="monospace", fontsize=11)
-        left.text(0.04, 0.34, row.meaning, fontsize=10.5, color="0.3")
+        left.text(0.04, 0.42, row.meaning, va="top", fontsize=10.5, color="0.3")
         draw_row(row, key, panels)
     figure.savefig(path)
 

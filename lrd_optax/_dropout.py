@@ -36,8 +36,9 @@ def learning_rate_dropout(
     r"""Keeps each element of the update with probability `keep_prob`; the rest is 0.
 
     At step :math:`t` the base optimizer proposes the update :math:`u_t`, computed
-    from the full gradient. A fresh mask with independent entries decides which
-    elements of it are applied (or which rows, columns or tensors, see `granularity`):
+    from the full gradient. By default, a fresh mask with independent entries decides
+    which elements of it are applied (`granularity`, `hold_steps` and `sampler` change
+    that):
 
     .. math::
 
@@ -58,11 +59,12 @@ def learning_rate_dropout(
       keep_prob: the probability :math:`p` that an element is KEPT: a number in
         (0, 1], a schedule of the update count (from 0), or a float scalar array,
         which may be traced. Or a tree prefix of these, if parts of the tree differ:
-        ``{"embed": 0.9, "layers": 0.5}``. With the number 1 the updates are returned
-        bit for bit. Numbers are checked, including those that a schedule returns. The
-        value of a JAX array is not checked: it is rounded to float32, nothing is kept
-        at or below 0 (and at NaN), and everything is kept at or above 1. The mask has
-        this probability to within 2**-24.
+        ``{"embed": 0.9, "layers": 0.5}`` (an ``nnx.State`` in an ``nnx.Optimizer``).
+        With the number 1 the updates are returned bit for bit. Numbers are checked,
+        including those that a schedule returns. The value of a JAX array is not
+        checked: it is rounded to float32, nothing is kept at or below 0 (and at NaN),
+        and everything is kept at or above 1. The mask has this probability to within
+        2**-24.
       key: the source of the masks, required: an int seed, a typed key of any
         implementation (:func:`jax.random.key`), or a legacy ``uint32`` key
         (:func:`jax.random.PRNGKey`). It may be traced: ``vmap`` over keys trains an
@@ -79,13 +81,14 @@ def learning_rate_dropout(
         each layer, if layers are stacked along axis 0. Axes that a leaf does not have
         are left out: a vector is one row, a scalar one element. Or a tree prefix of
         these, or a function that takes the updates and returns one.
-      hold_steps: for how many updates a mask stays, a whole number from 1.
+      hold_steps: for how many updates a mask stays: a whole number, 1 or more. An
+        array is not checked, and less than 1 is taken as 1.
       sampler: ``"bernoulli"``: decisions are independent from mask to mask.
-        ``"cycle"``: they are drawn without replacement. `keep_prob` must be
+        ``        "cycle"``: they are drawn without replacement. `keep_prob` must be
         :math:`1/n`, and each element (row, ...) is kept by exactly one of the n masks
-        of a cycle, in an order that is drawn anew for each cycle. Cycles are counted
-        from update 0. If a schedule changes n, the cycle under way is cut. A
-        `keep_prob` whose value is not known is rounded to the nearest 1/n.
+        of a cycle. It draws which one, anew for each cycle. Cycles are counted from
+        update 0. If a schedule changes n, the cycle under way is cut. A `keep_prob`
+        that is a JAX array is rounded to the nearest 1/n.
 
     Returns:
       An :class:`optax.GradientTransformation` with state
@@ -134,9 +137,9 @@ def learning_rate_dropout(
       IEEE TNNLS 34(11), 2023, doi 10.1109/TNNLS.2022.3155181
     """
     _checks.choice("sampler", sampler, ("bernoulli", "cycle"))
-    probs, probs_prefix = jax.tree.flatten(keep_prob, is_leaf=callable)
+    probs, probs_prefix = jax.tree.flatten(keep_prob, is_leaf=_is_schedule)
     for prob in probs or [keep_prob]:
-        if not callable(prob):
+        if not _is_schedule(prob):
             _check_keep_prob("keep_prob", prob, sampler)
     _keys.check_key(key)
     if not isinstance(unbiased, (bool, np.bool_)):
@@ -240,15 +243,20 @@ def _ones_like(leaf: Any) -> Any:
     return jnp.ones_like(leaf) if hasattr(leaf, "dtype") else leaf
 
 
+def _is_schedule(value: Any) -> bool:
+    # The variables of Flax NNX can be called too.
+    return callable(value) and not hasattr(value, "__jax_array__")
+
+
 def _check_keep_prob(name: str, value: Any, sampler: str) -> Any:
     """Returns a probability as a number or an array, as `_checks.number` does."""
     value = _checks.number(name, value, above=0, most=1)
     if sampler == "cycle" and isinstance(value, float):
-        length = _masks.cycle_length(value) if value >= 2**-24 else 0
-        if not length or np.float32(1 / length) != np.float32(value):
+        length = _masks.cycle_length(max(value, 2**-24))
+        if np.float32(1 / length) != np.float32(value):
             raise ValueError(
                 f"{name} must be 1/n for a whole number n of at most 2**24 if sampler "
-                f'is "cycle", got {value}'
+                f'is "cycle", got {value}: the nearest is 1/{length}'
             )
     return value
 
@@ -256,7 +264,7 @@ def _check_keep_prob(name: str, value: Any, sampler: str) -> Any:
 def _share(prob: Any, count: jax.Array, sampler: str) -> _masks.Whole:
     """Returns how much is kept: a threshold, or the length of a cycle."""
     find = _masks.threshold if sampler == "bernoulli" else _masks.cycle_length
-    if not callable(prob):
+    if not _is_schedule(prob):
         return find(prob)
     value = _checks.call("the keep_prob schedule", prob, count)
     name = "the value of the keep_prob schedule"

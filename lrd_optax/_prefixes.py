@@ -34,7 +34,7 @@ def check_granularity(prefix: Any) -> None:
         whole = [type(axis) is int for axis in value] if _is_axes(value) else [False]
         if not all(whole):
             names = ("element", *_NAMED)
-            _checks.choice("granularity", value, names, " or a tuple of axes")
+            _checks.choice("granularity", value, names, " or a tuple such as (-1,)")
 
 
 def axes_per_leaf(granularity: Any, tree: Any) -> list[tuple[int, ...]]:

@@ -20,7 +20,8 @@ NUMBER = "keep_prob must be a finite number above 0 and of at most 1, got"
 KEY = "key must be an int, a jax.random key, or a legacy uint32 key"
 RULE_UPDATES = "updates must be arrays of numbers, got a leaf of"
 GRANULARITY = (
-    "granularity must be one of 'element', 'row', 'column', 'tensor' or a tuple of axes"
+    "granularity must be one of 'element', 'row', 'column', 'tensor' "
+    "or a tuple such as (-1,)"
 )
 CYCLE = 'must be 1/n for a whole number n of at most 2**24 if sampler is "cycle"'
 SAMPLE_MASK = (
@@ -223,22 +224,22 @@ BAD_CALLS = {
     "sampler: a cycle of no whole number": (
         lambda: make(0.3, sampler="cycle"),
         ValueError,
-        f"keep_prob {CYCLE}, got 0.3",
+        f"keep_prob {CYCLE}, got 0.3: the nearest is 1/3",
     ),
     "sampler: a cycle that is too long": (
         lambda: make({"w": 0.5, "b": 1e-9}, sampler="cycle"),
         ValueError,
-        f"keep_prob {CYCLE}, got 1e-09",
+        f"keep_prob {CYCLE}, got 1e-09: the nearest is 1/16777216",
     ),
     "sampler: a number near 0": (
         lambda: make(5e-324, sampler="cycle"),
         ValueError,
-        f"keep_prob {CYCLE}, got 5e-324",
+        f"keep_prob {CYCLE}, got 5e-324: the nearest is 1/16777216",
     ),
     "sampler: a schedule of no whole number": (
         lambda: update(keep_prob=lambda count: 0.4, sampler="cycle"),
         ValueError,
-        f"the value of the keep_prob schedule {CYCLE}, got 0.4",
+        f"the value of the keep_prob schedule {CYCLE}, got 0.4: the nearest is 1/2",
     ),
     "sample_mask: the old form": (
         lambda: lrd_optax.sample_mask(0, ONES, 0.5),

@@ -961,7 +961,7 @@ BAD_CALLS = {
         lambda: magma(granularity="layer"),
         ValueError,
         "granularity must be one of 'element', 'row', 'column', 'tensor' or a tuple "
-        "of axes, got 'layer'",
+        "such as (-1,), got 'layer'",
     ),
     "optimizer: adam without ()": (
         lambda: magma(optax.adam),

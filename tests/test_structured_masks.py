@@ -490,6 +490,25 @@ def test_sample_mask_of_an_nnx_optimizer():
     after = nnx.state(model, nnx.Param)
     moved = jax.tree.map(lambda a, b: a != b, before, after)
     chex.assert_trees_all_equal(jax.tree.leaves(moved), jax.tree.leaves(mask))
+    # There the updates are an nnx.State, so a tree prefix must be one too.
+    tx = make(
+        nnx.State({"bias": 1.0, "kernel": 0.5}),
+        granularity=nnx.State({"bias": (), "kernel": "row"}),
+    )
+    optimizer = nnx.Optimizer(model, optax.chain(optax.sgd(0.1), tx), wrt=nnx.Param)
+    ones = nnx.State({"bias": jnp.ones(4), "kernel": jnp.ones((3, 4))})
+    mask = lrd_optax.sample_mask(tx, optimizer.opt_state, ones)
+    optimizer.update(model, jax.tree.map(jnp.ones_like, params))
+    assert mask["bias"].all()
+    assert (mask["kernel"] == mask["kernel"][:, :1]).all()
+    for wrong in (
+        {"bias": 1.0, "kernel": 0.5},
+        # Its variables can be called, but they are no schedules.
+        jax.tree.map(lambda param: 0.5, params),
+    ):
+        tx = make(wrong)
+        with pytest.raises(ValueError, match="keep_prob must be one value or a tree"):
+            tx.update(ones, tx.init(None))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,4 +1,4 @@
-"""Magma: tensor masks, and steps as long as gradient and momentum agree."""
+"""Magma: masks of tensors, and steps scaled by how gradient and momentum agree."""
 
 import functools
 from typing import Any, NamedTuple
@@ -49,9 +49,10 @@ def magma(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Masks blocks of an optimizer's update, and scales them by a score of agreement.
 
-    A block is a set of elements that one decision is for: by default a tensor. For each
+    A block is a set of elements that share one decision, by default a tensor. For each
     block, let :math:`g_t` be its gradient, :math:`\mu_t` its momentum (after its update
-    with :math:`g_t`), and :math:`\Delta_t` what the optimizer proposes to add:
+    with :math:`g_t`), and :math:`\Delta_t` the update of the optimizer. The score
+    :math:`s_t` says how well the first two agree:
 
     .. math::
 
@@ -67,13 +68,14 @@ def magma(
 
     Leaves that are not eligible get the update of the optimizer as it is. Weight decay
     inside of `optimizer`, as in :func:`optax.adamw`, is part of :math:`\Delta_t`, so it
-    is masked and scaled too. To decay every weight at every step, chain `magma` of
-    ``optax.scale_by_adam()``, ``add_decayed_weights`` and ``scale_by_learning_rate``.
+    is masked and scaled too. To decay every weight at every step, put it outside:
+    ``optax.chain(magma(optax.scale_by_adam(), key=0), optax.add_decayed_weights(0.1),
+    optax.scale_by_learning_rate(1e-3))``.
 
     Args:
       optimizer: a gradient transformation. Momentum is the first moment in its state:
-        the one field ``mu`` of the structure of the parameters (``scale_by_adam`` and
-        its relatives), or else the trace with which it begins
+        the field ``mu``, if there is one and it has the structure of the parameters
+        (``scale_by_adam`` and its relatives), or else the trace with which it begins
         (``optax.sgd(rate, momentum)``). If it has neither, as plain SGD and RMSprop, an
         average of the gradients is kept: :math:`\mu_t = d \mu_{t-1} + (1 - d) g_t`,
         from 0, in the dtype of the parameters.
@@ -93,13 +95,14 @@ def magma(
         that are stacked along a first axis, ``(0,)`` makes each a block of its own.
       mask: which leaves are eligible: a tree prefix of booleans, or a function that
         takes the parameters or updates and returns one, as :func:`optax.masked` takes.
-        By default, leaves of two or more axes. That includes embeddings and output
-        layers, which the paper leaves out.
+        By default, leaves of two or more axes. That includes embeddings, output layers
+        and the biases of Flax attention, which the paper leaves out. (This is not the
+        random mask.)
 
     Returns:
       An :class:`optax.GradientTransformationExtraArgs` with state :class:`MagmaState`.
-      A cosine with a zero vector, or with one whose norm is not finite, is 0. (Its
-      square is taken in the dtype of the score, so in float32 a norm is 0 below about
+      A cosine with a zero vector, or with one whose norm is not finite, is 0. (The
+      square of a norm has the dtype of the score, so in float32 a norm is 0 below about
       1e-19, and not finite above 1e19.) Under ``jit``
       on a mesh the cosines are those of whole blocks, which is a sum over the devices.
       Inside ``shard_map`` an array that varies is scored and masked for each shard.
@@ -120,8 +123,8 @@ def magma(
 
       Two of the ports refuse to run in several processes, where their masks would
       differ.
-      In Marin each layer of a stack is a block. rollfast takes a cosine as smaller
-      where the product of the norms is below 1e-12.
+      In Marin each layer of a stack is a block. In rollfast the cosine is too
+      small where the product of the norms is below 1e-12.
 
     Raises:
       ValueError, TypeError: if an argument is outside of its range or of a wrong type.
