@@ -286,19 +286,27 @@ def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _sums(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
     """Returns the sums of a b, a a and b b over `axes`."""
-    terms = _products(a, b)
-    zeros = [np.zeros((), term.dtype) for term in terms]
-    # One reduction: for three, XLA for CPU would read the arrays three times.
-    return jax.lax.reduce(terms, zeros, lambda x, y: list(map(jnp.add, x, y)), axes)
+
+    def in_one(a: jax.Array, b: jax.Array) -> list[jax.Array]:
+        # Three sums would read the arrays three times on a CPU, and store them first.
+        terms = _products(a, b)
+        zeros = [np.zeros((), term.dtype) for term in terms]
+        return jax.lax.reduce(terms, zeros, lambda x, y: list(map(jnp.add, x, y)), axes)
+
+    # On a TPU three sums are one kernel, and this reduction is slow.
+    apart = functools.partial(_three_sums, axes)
+    return jax.lax.platform_dependent(a, b, tpu=apart, default=in_one)
 
 
 @_sums.defjvp
 def _sums_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
     # JAX differentiates single sums only.
-    tangent = jax.jvp(
-        lambda a, b: [x.sum(axes) for x in _products(a, b)], primals, tangents
-    )[1]
+    tangent = jax.jvp(functools.partial(_three_sums, axes), primals, tangents)[1]
     return _sums(*primals, axes), tangent
+
+
+def _three_sums(axes: tuple[int, ...], a: jax.Array, b: jax.Array) -> list[jax.Array]:
+    return [term.sum(axes) for term in _products(a, b)]
 
 
 def _products(a: jax.Array, b: jax.Array) -> list[jax.Array]:
