@@ -152,7 +152,8 @@ def shown(value: Any) -> str:
         return f"{value.dtype} of shape {value.shape}"
     text = repr(value)
     readable = len(text) < 60 and " at 0x" not in text and "Tracer<" not in text
-    return text if readable else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return text if readable else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _scalar(name: str, rule: str, value: Any, static: bool = False) -> Any:

@@ -60,6 +60,7 @@ def learning_rate_dropout(
         (0, 1], a schedule of the update count (from 0), or a float scalar array,
         which may be traced. Or a tree prefix of these, if parts of the tree differ:
         ``{"embed": 0.9, "layers": 0.5}`` (an ``nnx.State`` in an ``nnx.Optimizer``).
+        All that can be called is a schedule, also a module of Equinox.
         With the number 1 the updates are returned bit for bit. Numbers are checked,
         including those that a schedule returns. The value of a JAX array is not
         checked: it is rounded to float32, nothing is kept at or below 0 (and at NaN),
@@ -88,7 +89,7 @@ def learning_rate_dropout(
         :math:`1/n`, and each element (row, ...) is kept by exactly one of the n masks
         of a cycle. It draws which one, anew for each cycle. Cycles are counted from
         update 0. If a schedule changes n, the cycle under way is cut. A `keep_prob`
-        that is a JAX array is rounded to the nearest 1/n.
+        that is a JAX array is taken as 1/n, with 1 / `keep_prob` rounded to n.
 
     Returns:
       An :class:`optax.GradientTransformation` with state
@@ -144,7 +145,8 @@ def learning_rate_dropout(
     _keys.check_key(key)
     if not isinstance(unbiased, (bool, np.bool_)):
         raise TypeError(f"unbiased must be True or False, got {unbiased!r}")
-    _prefixes.check_granularity(granularity)
+    if not _prefixes.is_function(granularity):
+        _prefixes.check_granularity(granularity)
     hold_steps = _checks.whole_number("hold_steps", hold_steps)
     if isinstance(hold_steps, int):
         hold_steps = _masks.Fixed(hold_steps)
@@ -223,16 +225,36 @@ def sample_mask(dropout: optax.GradientTransformation, state: Any, tree: Any) ->
         )
     ones = jax.tree.map(_ones_like, tree)
     _checks.updates(jax.tree.leaves(ones))
-    wanted = type(jax.eval_shape(dropout.init, ones))
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, wanted))
-    states = [node for node in nodes if isinstance(node, wanted)] or [state]
-    if len(states) > 1:
+    updates, _ = dropout.update(ones, _find(jax.eval_shape(dropout.init, ones), state))
+    return jax.tree.map(lambda update: update != 0, updates)
+
+
+def _find(wanted: Any, state: Any) -> Any:
+    """Returns the one node of a state that is of the kind of `wanted`."""
+    kind, name = type(wanted), type(wanted).__name__
+    structure: Any = jax.tree.structure(wanted)
+
+    def is_wanted(node: Any) -> bool:
+        if kind is tuple:  # a chain, which other chains may hold
+            return bool(jax.tree.structure(node) == structure)
+        return isinstance(node, kind)
+
+    def is_end(node: Any) -> bool:
+        return is_wanted(node) or isinstance(node, optax.MaskedState)
+
+    ends = [node for node in jax.tree.leaves(state, is_leaf=is_end) if is_end(node)]
+    found = [node for node in ends if is_wanted(node)]
+    if len(found) > 1:
         raise ValueError(
-            f"state must hold one {wanted.__name__}, got {len(states)}: "
+            f"state must hold one {name}, got {len(found)}: "
             "pass the one of this transformation"
         )
-    updates, _ = dropout.update(ones, states[0])
-    return jax.tree.map(lambda update: update != 0, updates)
+    if ends and not found:  # inside, the leaves have other numbers
+        raise ValueError(
+            f"state must hold a {name} outside of optax.masked: "
+            "pass optax.masked(...) itself as dropout"
+        )
+    return found[0] if found else state
 
 
 def _ones_like(leaf: Any) -> Any:
@@ -240,7 +262,8 @@ def _ones_like(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         sharding = _meshes.explicit_sharding(leaf, leaf)
         return jnp.ones(leaf.shape, leaf.dtype, out_sharding=sharding)
-    return jnp.ones_like(leaf) if hasattr(leaf, "dtype") else leaf
+    is_number = isinstance(leaf, (int, float, complex)) or hasattr(leaf, "dtype")
+    return jnp.ones_like(leaf) if is_number else leaf
 
 
 def _is_schedule(value: Any) -> bool:
@@ -256,7 +279,7 @@ def _check_keep_prob(name: str, value: Any, sampler: str) -> Any:
         if np.float32(1 / length) != np.float32(value):
             raise ValueError(
                 f"{name} must be 1/n for a whole number n of at most 2**24 if sampler "
-                f'is "cycle", got {value}: the nearest is 1/{length}'
+                f'is "cycle", got {value}, which is 1/{1 / value:g}'
             )
     return value
 

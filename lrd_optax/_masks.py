@@ -220,7 +220,7 @@ def threshold(keep_prob: jax.typing.ArrayLike) -> Whole:
     never depend on them. Outside of [0, 1] it saturates; NaN keeps nothing.
     """
     if isinstance(keep_prob, (int, float)):
-        limit = Fixed(np.ceil(np.float32(keep_prob) * 2**_THRESHOLD_BITS))
+        limit = Fixed(max(1, np.ceil(np.float32(keep_prob) * 2**_THRESHOLD_BITS)))
         return ALL if limit == ALL else limit
     prob = jnp.asarray(keep_prob).astype(jnp.float32)
     prob = jnp.where(prob > 0, jnp.minimum(prob, 1), 0)
@@ -228,7 +228,7 @@ def threshold(keep_prob: jax.typing.ArrayLike) -> Whole:
 
 
 def cycle_length(keep_prob: jax.typing.ArrayLike) -> Whole:
-    """Returns the n for which `keep_prob` is 1/n, the nearest one if it is an array."""
+    """Returns 1 / `keep_prob`, rounded to a whole number."""
     if isinstance(keep_prob, (int, float)):
         return Fixed(round(1 / keep_prob))
     prob = jnp.asarray(keep_prob).astype(jnp.float32)

@@ -28,18 +28,31 @@ def numbers_per_leaf(name: str, prefix: Any, tree: Any) -> list[int]:
     return [n for n, part in enumerate(subtrees) for _ in jax.tree.leaves(part)]
 
 
+def is_function(prefix: Any) -> bool:
+    """Returns whether it is a function and no tree, as modules that can be called."""
+    leaves = jax.tree.leaves(prefix)
+    return bool(leaves) and all(map(callable, leaves))
+
+
+def resolve(name: str, prefix: Any, tree: Any) -> Any:
+    """Returns a tree prefix, or what it returns for `tree` if it is a function."""
+    if is_function(prefix):
+        return _checks.call(f"the function {name}", prefix, tree)
+    return prefix
+
+
 def check_granularity(prefix: Any) -> None:
-    """Raises unless `prefix` is a function, or holds granularities only."""
-    for value in [] if callable(prefix) else _flatten(prefix)[0] or [prefix]:
-        whole = [type(axis) is int for axis in value] if _is_axes(value) else [False]
-        if not all(whole):
+    """Raises unless all values in a tree prefix are granularities."""
+    for value in _flatten(prefix)[0] or [prefix]:
+        numbers = value if _is_axes(value) else [None]
+        if not all(isinstance(x, (int, np.integer)) for x in numbers):
             names = ("element", *_NAMED)
             _checks.choice("granularity", value, names, " or a tuple such as (-1,)")
 
 
 def axes_per_leaf(granularity: Any, tree: Any) -> list[tuple[int, ...]]:
     """Returns the axes along which decisions differ, of those that each leaf has."""
-    prefix = granularity(tree) if callable(granularity) else granularity
+    prefix = resolve("granularity", granularity, tree)
     check_granularity(prefix)
     values, structure = _flatten(prefix)
     numbers = numbers_per_leaf("granularity", structure, tree)

@@ -224,22 +224,22 @@ BAD_CALLS = {
     "sampler: a cycle of no whole number": (
         lambda: make(0.3, sampler="cycle"),
         ValueError,
-        f"keep_prob {CYCLE}, got 0.3: the nearest is 1/3",
+        f"keep_prob {CYCLE}, got 0.3, which is 1/3.33333",
     ),
     "sampler: a cycle that is too long": (
         lambda: make({"w": 0.5, "b": 1e-9}, sampler="cycle"),
         ValueError,
-        f"keep_prob {CYCLE}, got 1e-09: the nearest is 1/16777216",
+        f"keep_prob {CYCLE}, got 1e-09, which is 1/1e+09",
     ),
     "sampler: a number near 0": (
         lambda: make(5e-324, sampler="cycle"),
         ValueError,
-        f"keep_prob {CYCLE}, got 5e-324: the nearest is 1/16777216",
+        f"keep_prob {CYCLE}, got 5e-324, which is 1/inf",
     ),
     "sampler: a schedule of no whole number": (
         lambda: update(keep_prob=lambda count: 0.4, sampler="cycle"),
         ValueError,
-        f"the value of the keep_prob schedule {CYCLE}, got 0.4: the nearest is 1/2",
+        f"the value of the keep_prob schedule {CYCLE}, got 0.4, which is 1/2.5",
     ),
     "sample_mask: the old form": (
         lambda: lrd_optax.sample_mask(0, ONES, 0.5),
@@ -261,6 +261,21 @@ BAD_CALLS = {
         ValueError,
         "state must hold one LearningRateDropoutState, got 2: pass the one of this "
         "transformation",
+    ),
+    "sample_mask: inside of masked": (
+        lambda: lrd_optax.sample_mask(make(), (optax.MaskedState(state()),), ONES),
+        ValueError,
+        "state must hold a LearningRateDropoutState outside of optax.masked: pass "
+        "optax.masked(...) itself as dropout",
+    ),
+    "granularity: a function that reads a tracer": (
+        lambda: jax.jit(
+            make(granularity=lambda tree: "row" if tree.sum() else ()).update
+        )(ONES, state()),
+        TypeError,
+        "the function granularity must be made of JAX operations, to be compiled: it "
+        "asks for the value of an array that is traced, as float(...), int(...), if "
+        "and NumPy do",
     ),
     "sample_mask: none in a chain": (
         lambda: lrd_optax.sample_mask(make(), (optax.EmptyState(),), ONES),

@@ -437,6 +437,17 @@ def test_cosine_of_a_zero_vector_is_0(granularity):
         np.testing.assert_allclose(state.alignment[name], expected, rtol=1e-6)
 
 
+def test_gradient_through_a_block_of_zeros():
+    def change(x):
+        tx = magma(keep_prob=1)
+        g = {"w": x * jnp.zeros((2, 2)), "v": x * jnp.ones((2, 2))}
+        updates, _ = tx.update(g, tx.init(g))
+        return updates["w"].sum() + updates["v"].sum()
+
+    expected = -0.4 * (0.45 + 0.1 * sigmoid(0.5))
+    np.testing.assert_allclose(jax.grad(change)(1.0), expected, rtol=1e-6)
+
+
 def test_gradient_through_a_score():
     mu, g = (random_tree(seed, {"w": (4, 5)}) for seed in (1, 2))
     tx = magma(granularity="row", momentum_decay=1.0, alignment_decay=0.0)
@@ -750,6 +761,23 @@ def test_eligible_leaves(mask, names):
         scored = not isinstance(history[0][1].alignment[n], optax.MaskedNode)
         dropped = any(not np.any(updates[n]) for updates, _ in history)
         assert scored == dropped == (n in names)
+
+
+def test_inject_hyperparams():
+    inject = optax.inject_hyperparams(experimental.magma, static_args="key")
+    injected = inject(optax.sgd(0.1), 0.5, key=7)
+    params = random_tree(0)
+    updates, _ = injected.update(params, injected.init(params))
+    expected, _ = magma().update(params, magma().init(params))
+    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+
+
+def test_float8_leaves():
+    params = random_tree(0, dtype=jnp.float8_e4m3fn)
+    tx = magma(optax.scale(-0.5))
+    updates, state = tx.update(params, tx.init(params))
+    assert updates["w"].dtype == jnp.float8_e4m3fn
+    assert state.alignment["w"].dtype == jnp.float32
 
 
 def test_mask_as_a_prefix_of_a_deeper_tree():

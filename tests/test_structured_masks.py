@@ -4,6 +4,7 @@ import functools
 import math
 
 import chex
+import equinox
 import jax
 import jax.numpy as jnp
 import mask_reference
@@ -186,6 +187,7 @@ def test_wrong_laws_of_decisions_are_rejected(granularity):
 def test_axes_that_a_leaf_lacks_are_left_out():
     tree = [jnp.ones(6), jnp.ones(()), jnp.ones((4, 6))]
     for granularity, differ in [
+        ((np.int64(-2),), (1, 1, 4)),
         ("row", (1, 1, 4)),  # a vector is one row
         ("column", (6, 1, 6)),
         ("tensor", (1, 1, 1)),
@@ -261,6 +263,15 @@ def test_keep_prob_as_a_tree_prefix(jit):
     assert updates["b"][0].max() == np.float32(
         2**24 / math.ceil(np.float32(0.1) * 2**24)
     )
+
+
+def test_a_module_that_can_be_called_is_a_tree():
+    updates = equinox.nn.Linear(3, 4, key=jax.random.key(0))
+    prefix = jax.tree.map(lambda x: "row" if x.ndim > 1 else "tensor", updates)
+    mask = mask_of(0, updates, granularity=prefix)
+    assert (mask.weight == mask.weight[:, :1]).all()
+    expected = mask_of(0, updates, granularity=lambda tree: prefix)
+    chex.assert_trees_all_equal(jax.tree.leaves(mask), jax.tree.leaves(expected))
 
 
 def test_keep_prob_traced_in_a_tree_prefix_and_mapped_over():
@@ -477,6 +488,14 @@ def test_sample_mask_of_wrappers():
             mask = lrd_optax.sample_mask(tx, held, tree)
             chex.assert_trees_all_equal(mask, jax.tree.map(lambda u: u != 0, updates))
     assert lrd_optax.sample_mask(masked, masked.init(tree), tree)["b"].all()
+    # A chain as the wrapper, in a chain; and numbers as leaves, of which one is 0.
+    inner = optax.chain(make(), make(key=1))
+    outer = optax.chain(optax.sgd(0.1), inner)
+    mask = lrd_optax.sample_mask(inner, outer.init(tree), tree)
+    updates, _ = outer.update(tree, outer.init(tree))
+    chex.assert_trees_all_equal(mask, jax.tree.map(lambda u: u != 0, updates))
+    numbers = {"a": 0.0, "b": 0, "c": 0j, "d": 2.0}
+    assert all(jax.tree.leaves(mask_of(0, numbers, 1.0)))
 
 
 def test_sample_mask_of_an_nnx_optimizer():

@@ -30,11 +30,6 @@ class MagmaState(NamedTuple):
     alignment: optax.Updates
 
 
-def is_matrix(tree: Any) -> Any:
-    """Returns a tree that is True where a leaf has two or more axes."""
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, tree)
-
-
 def magma(
     optimizer: optax.GradientTransformation,
     keep_prob: Any = 0.5,
@@ -45,7 +40,7 @@ def magma(
     momentum_decay: float | jax.Array = 0.9,
     initial_alignment: float | jax.Array | str = 0.5,
     granularity: Any = "tensor",
-    mask: Any = is_matrix,
+    mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Masks blocks of an optimizer's update, and scales them by a score of agreement.
 
@@ -95,7 +90,7 @@ def magma(
         that are stacked along a first axis, ``(0,)`` makes each a block of its own.
       mask: which leaves are eligible: a tree prefix of booleans, or a function that
         takes the parameters or updates and returns one, as :func:`optax.masked` takes.
-        By default, leaves of two or more axes. That includes embeddings, output layers
+        None: leaves of two or more axes. That includes embeddings, output layers
         and the biases of Flax attention, which the paper leaves out. (This is not the
         random mask.)
 
@@ -216,7 +211,9 @@ def _start(initial_alignment: Any) -> tuple[bool, Any]:
 
 def _flags(mask: Any, tree: Any) -> list[bool]:
     """Returns, for each leaf, whether it is eligible."""
-    values, structure = jax.tree.flatten(mask(tree) if callable(mask) else mask)
+    if mask is None:
+        return [jnp.ndim(leaf) >= 2 for leaf in jax.tree.leaves(tree)]
+    values, structure = jax.tree.flatten(_prefixes.resolve("mask", mask, tree))
     for value in values:
         if not isinstance(value, (bool, np.bool_)):
             got = _checks.shown(value)
@@ -253,16 +250,20 @@ def _merge(chosen: Any, tree: Any) -> Any:
 
 def _first_moment(state: Any, tree: Any) -> Any:
     """Returns the first moment in the state of an optimizer, None if there is none."""
-    structure: Any = jax.tree.structure(tree)
+
+    def describe(tree: Any) -> Any:
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    wanted = describe(tree)
     found = [moment for _, moment in optax.tree.get_all_with_path(state, "mu")]
-    found = [moment for moment in found if jax.tree.structure(moment) == structure]
+    found = [moment for moment in found if describe(moment) == wanted]
     if len(found) == 1:
         return found[0]
     # A trace behind other parts of a chain may be one of steps, with another sign.
     while type(state) is tuple and state:
         state = state[0]
     trace = getattr(state, "trace", None)
-    return trace if jax.tree.structure(trace) == structure else None
+    return trace if describe(trace) == wanted else None
 
 
 def _sample(
@@ -278,9 +279,12 @@ def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     others = tuple(axis for axis in range(a.ndim) if axis not in axes)
     dtype = _wide(a, b)
     product, *squares = _sums(a.astype(dtype), b.astype(dtype), others)
-    norms = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
-    defined = (norms > 0) & (norms < jnp.inf)  # False for NaN too
-    return jnp.where(defined, product / jnp.where(defined, norms, 1), 0)
+    # False for NaN too. What is not defined has no part in a gradient either.
+    defined = [(square > 0) & (square < jnp.inf) for square in squares]
+    norms = [
+        jnp.sqrt(jnp.where(*pair, 1)) for pair in zip(defined, squares, strict=True)
+    ]
+    return jnp.where(defined[0] & defined[1], product / norms[0] / norms[1], 0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -336,5 +340,10 @@ def _scale(update: jax.Array, score: jax.Array, axes: tuple[int, ...]) -> jax.Ar
 
 def _wide(*arrays: jax.Array) -> Any:
     """Returns the dtype to compute in: at least 32 bits."""
+
+    def widen(dtype: Any) -> Any:
+        is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+        return dtype if is_wide else jnp.float32
+
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*[array.dtype for array in arrays], jnp.float32)
+        return jnp.result_type(*[widen(array.dtype) for array in arrays])
