@@ -11,8 +11,13 @@ ROUND_CONSTANTS = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 
 def step_words(key: tuple[int, int], step: int) -> tuple[int, int]:
     """The words that update number `step` draws from, `key` being those of `init`."""
+    return mixed(*later(key, step))
+
+
+def later(key: tuple[int, int], step: int) -> tuple[int, int]:
+    """The words in the state before update number `step`."""
     left, right = ((k + step * c) % WORD for k, c in zip(key, WEYL, strict=True))
-    return mixed(left, right)
+    return left, right
 
 
 def mixed(left: int, right: int) -> tuple[int, int]:
