@@ -24,7 +24,7 @@ from test_reference import LR, adam, momentum, rmsprop, sgd
 import lrd_optax
 from lrd_optax import experimental
 
-pytestmark = pytest.mark.usefixtures("optax_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_promotion")]
 
 SMALL = {"b": (5,), "w": (4, 5)}
 SHAPES = {"b": (5,), "stack": (3, 4, 5), "w": (4, 5)}
@@ -700,7 +700,6 @@ def history_of(name):
     return take_steps(magma(OPTIMIZERS[name][0]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_which_momentum(name):
     of_state, history = OPTIMIZERS[name][1], history_of(name)
@@ -724,7 +723,6 @@ def test_which_momentum(name):
                 np.testing.assert_allclose(state.alignment[n], expected, rtol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "adam of a part"])
 def test_the_optimizers_state_and_updates_are_dense(name):
     # Magma feeds the optimizer whole gradients: its state is that of a dense run.
@@ -1069,7 +1067,6 @@ def saved():
     return tx, state, follow, expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("save", [by_pickle, by_flax, by_flax_dict, by_orbax])
 def test_a_saved_state_goes_on(save, tmp_path):
     tx, state, follow, expected = saved()
@@ -1128,7 +1125,6 @@ def on_one_device():
     return train()[0]
 
 
-@pytest.mark.slow
 def test_same_masks_and_scores_on_a_mesh(mesh):
     with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:1]), "x")):
         expected = on_one_device()
@@ -1155,7 +1151,6 @@ LOCAL = {"replicated": P(), "varying": P("x")}
 IN_SHARDS = {"replicated": (4, 6), "varying": (16, 6)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("base", ["sgd"])
 def test_each_shard_of_a_varying_leaf_has_its_own_score_and_mask(manual, base):
     optimizer = BASES[base]
@@ -1207,7 +1202,6 @@ def one_step(base):
     return jax.jit(magma(optimizer).update)
 
 
-@pytest.mark.slow
 def test_state_that_is_carried_from_one_shard_map_to_the_next(manual):
     tx = magma(granularity="row")
     specs = experimental.MagmaState(P(), P(), LOCAL, LOCAL)
