@@ -1,5 +1,6 @@
 """Learning Rate Dropout and learning-rate schedules for JAX, as parts of Optax."""
 
+from lrd_optax import experimental as experimental
 from lrd_optax import schedules as schedules
 from lrd_optax._dropout import LearningRateDropoutState as LearningRateDropoutState
 from lrd_optax._dropout import learning_rate_dropout as learning_rate_dropout
