@@ -2,7 +2,8 @@
 
     pip install "jax[tpu]"             # for v4, v5e, v5p, v6e
     python benchmarks/accelerators.py --targets v5e --trees ResNet-34
-    python benchmarks/accelerators.py --targets h100 --trees "one leaf" --structured
+    python benchmarks/accelerators.py --targets h100 --trees "one leaf"
+    python benchmarks/accelerators.py --targets h100 --trees "one matrix" --structured
     python benchmarks/accelerators.py --targets v5e --check   # seconds; for CI
 
 It compiles ahead of time for a device that need not be there. Nothing runs, so these
