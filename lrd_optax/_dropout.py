@@ -322,11 +322,8 @@ def _apply_masks(
         words = _keys.mask_words(key)
         rules = [(words, _masks.Window(share)) for share in shares]
     else:  # all holds of a cycle draw from its first key
-        places = [_masks.place_in_cycle(hold, length) for length in shares]
-        rules = [
-            (_keys.mask_words(key, place), _masks.cycle_window(place, length))
-            for place, length in zip(places, shares, strict=True)
-        ]
+        windows = [_masks.cycle_window(hold, length) for length in shares]
+        rules = [(_keys.mask_words(key, place), window) for place, window in windows]
 
     @functools.cache
     def words_of(number: int, varying: frozenset[Any]) -> _keys.Words:

@@ -25,10 +25,10 @@ _WEYL = np.array([0x9E3779B9, 0xBB67AE85], np.uint32)  # Salmon et al, SC 2011
 # Digits of pi.
 _ROUND_CONSTANTS = np.array([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], np.uint32)
 
-_RULE = "must be an int, a jax.random key, or a legacy uint32 key"
+_RULE = "key must be an int, a jax.random key, or a legacy uint32 key"
 
 
-def check_key(key: KeyLike, name: str = "key") -> None:
+def check_key(key: KeyLike) -> None:
     """Raises unless `key` is of a type that `key_words` takes.
 
     Only Python types, dtypes and shapes are looked at. So tracers pass, and no array
@@ -36,18 +36,18 @@ def check_key(key: KeyLike, name: str = "key") -> None:
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         if not -(2**63) <= int(key) < 2**64:
-            raise ValueError(f"{name} as an int must fit in 64 bits, got {key}")
+            raise ValueError(f"key as an int must fit in 64 bits, got {key}")
         return
     if not isinstance(key, (jax.Array, np.ndarray)):
-        raise TypeError(f"{name} {_RULE}, got {_checks.shown(key)}")
+        raise TypeError(f"{_RULE}, got {_checks.shown(key)}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
-            raise ValueError(f"{name} must be one key, got keys of shape {key.shape}")
+            raise ValueError(f"key must be one key, got keys of shape {key.shape}")
     elif not jnp.issubdtype(key.dtype, jnp.uint32 if key.shape else jnp.integer):
         got = "an array" if key.shape else "a scalar"
-        raise TypeError(f"{name} {_RULE}, got {got} of dtype {key.dtype}")
+        raise TypeError(f"{_RULE}, got {got} of dtype {key.dtype}")
     elif key.shape not in ((), (2,), (4,)):
-        raise ValueError(f"{name} {_RULE} of shape (2,), got shape {key.shape}")
+        raise ValueError(f"{_RULE} of shape (2,), got shape {key.shape}")
 
 
 def key_words(key: Any) -> jax.Array:

@@ -236,22 +236,21 @@ def cycle_length(keep_prob: jax.typing.ArrayLike) -> Whole:
     return jnp.where(prob > 0, length, 0).astype(jnp.uint32)  # 0: nothing is kept
 
 
-def place_in_cycle(hold: jax.Array, length: Whole) -> jax.Array:
-    """Returns how many holds of its cycle are over when hold number `hold` begins."""
-    known = isinstance(length, int)
-    return hold % (np.uint32(length) if known else jnp.maximum(length, 1))
+def cycle_window(hold: jax.Array, length: Whole) -> tuple[jax.Array, Window]:
+    """Returns how many holds of its cycle are over at hold number `hold`, and a window.
 
-
-def cycle_window(place: jax.Array, length: Whole) -> Window:
-    """Returns the window of a hold: those of one cycle contain every draw once."""
+    The windows of one cycle contain every draw once.
+    """
     if isinstance(length, int) and ALL % length == 0:
         known = Fixed(ALL // length)
-        return Window(known, place * np.uint32(known) if known < ALL else None)
+        place = hold % np.uint32(length)
+        return place, Window(known, place * np.uint32(known) if known < ALL else None)
     holds = jnp.asarray(length, jnp.uint32)
+    place = hold % jnp.maximum(holds, 1)
     size, rest = jnp.divmod(jnp.uint32(ALL), jnp.maximum(holds, 1))
     # The first ones have one draw more, if the length does not divide their number.
     limit = jnp.where(holds > 0, size + (place < rest).astype(jnp.uint32), 0)
-    return Window(limit, place * size + jnp.minimum(place, rest))
+    return place, Window(limit, place * size + jnp.minimum(place, rest))
 
 
 def inverse_probability(limit: Whole, dtype: Any) -> jax.Array:

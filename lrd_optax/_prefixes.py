@@ -53,7 +53,8 @@ def check_granularity(prefix: Any) -> None:
 def axes_per_leaf(granularity: Any, tree: Any) -> list[tuple[int, ...]]:
     """Returns the axes along which decisions differ, of those that each leaf has."""
     prefix = resolve("granularity", granularity, tree)
-    check_granularity(prefix)
+    if prefix is not granularity:  # else it was checked when it was passed
+        check_granularity(prefix)
     values, structure = _flatten(prefix)
     numbers = numbers_per_leaf("granularity", structure, tree)
     leaves = jax.tree.leaves(tree)

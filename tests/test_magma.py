@@ -19,6 +19,7 @@ import pytest
 from flax import serialization
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_bad_input import raises
 from test_reference import LR, adam, momentum, rmsprop, sgd
 
 import lrd_optax
@@ -1031,9 +1032,7 @@ BAD_CALLS = {
 @pytest.mark.parametrize("case", BAD_CALLS)
 def test_bad_call(case):
     call, error, message = BAD_CALLS[case]
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == message
+    raises(error, message, call)
 
 
 # Checkpoints.

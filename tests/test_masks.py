@@ -163,7 +163,7 @@ def test_sample_mask_is_what_the_update_applies(p):
     updates = {"a": jnp.ones((7, 5)), "b": [jnp.ones(11), jnp.ones(())]}
     state = tx.init(updates)
     for _ in range(3):
-        mask = mask_of(state.rng_key, updates, p)
+        mask = lrd_optax.sample_mask(tx, state, updates)
         updates_out, state = tx.update(updates, state)
         chex.assert_trees_all_equal(jax.tree.map(lambda u: u != 0, updates_out), mask)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_magma import is_matrix, random_tree
 from test_reference import LR, adam, rmsprop
 
 import lrd_optax
@@ -19,15 +20,6 @@ SHAPES = {"bias": (5,), "scale": (), "stack": (3, 4, 5), "w": (4, 5)}
 MATRICES = ("stack", "w")
 CASES = {"adam": (optax.adam(LR), adam), "rmsprop": (optax.rmsprop(LR), rmsprop)}
 WRONG = ["no 1/p", "masked gradient", "all leaves", "one mask", "a mask an element"]
-
-
-def random_tree(seed, shapes=SHAPES):
-    rng = np.random.default_rng(seed)
-    return {n: jnp.asarray(rng.standard_normal(s), "f") for n, s in shapes.items()}
-
-
-def is_matrix(tree):
-    return jax.tree.map(lambda x: jnp.ndim(x) >= 2, tree)
 
 
 def skip_update():
@@ -59,14 +51,14 @@ def run(name):
         theta = optax.apply_updates(theta, updates)
         return (theta, state), (theta, masks)
 
-    theta = random_tree(0)
+    theta = random_tree(0, SHAPES)
     scan = jax.jit(lambda c: jax.lax.scan(step, c, noises())[1])
     return jax.tree.map(np.asarray, scan((theta, tx.init(theta))))
 
 
 def reference(equations, masks, wrong=None):
     """The same in float64; `masks` has one decision for each matrix and step."""
-    theta = {n: np.float64(x) for n, x in random_tree(0).items()}
+    theta = {n: np.float64(x) for n, x in random_tree(0, SHAPES).items()}
     noise = {n: np.float64(x) for n, x in noises().items()}
     states, path = dict.fromkeys(SHAPES, 0.0), []
     rng = np.random.default_rng(2)
@@ -130,7 +122,7 @@ def test_the_check_rejects_other_formulas(name, wrong):
 @pytest.mark.parametrize("name", CASES)
 def test_moments_are_those_of_the_dense_optimizer(name):
     optimizer = CASES[name][0]
-    tx, params = optax.chain(optimizer, skip_update()), random_tree(0)
+    tx, params = optax.chain(optimizer, skip_update()), random_tree(0, SHAPES)
 
     def step(states, g):
         dense, state = optimizer.update(g, states[0], params)

@@ -98,9 +98,9 @@ def magma(
       An :class:`optax.GradientTransformationExtraArgs` with state :class:`MagmaState`.
       A cosine with a zero vector, or with one whose norm is not finite, is 0. (The
       square of a norm has the dtype of the score, so in float32 a norm is 0 below about
-      1e-19, and not finite above 1e19.) Under ``jit``
-      on a mesh the cosines are those of whole blocks, which is a sum over the devices.
-      Inside ``shard_map`` an array that varies is scored and masked for each shard.
+      1e-19, and not finite above 1e19.) Under ``jit`` on a mesh the cosines are those
+      of whole blocks, which is a sum over the devices. Inside ``shard_map`` an array
+      that varies is scored and masked for each shard.
 
       Implementations differ where the paper says nothing, or differ from it:
 
@@ -116,10 +116,9 @@ def magma(
       Marin, grug       "first"    after       not said        two or more axes
       ================  =========  ==========  ==============  ======================
 
-      Two of the ports refuse to run in several processes, where their masks would
-      differ.
-      In Marin each layer of a stack is a block. In rollfast the cosine is too
-      small where the product of the norms is below 1e-12.
+      Two of them refuse to run in several processes, where their masks would differ.
+      In Marin each layer of a stack is a block. In rollfast the cosine is too small
+      where the product of the norms is below 1e-12.
 
     Raises:
       ValueError, TypeError: if an argument is outside of its range or of a wrong type.
@@ -276,9 +275,8 @@ def _sample(
 
 def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the cosine of each block, 0 if it is not defined."""
-    others = tuple(axis for axis in range(a.ndim) if axis not in axes)
     dtype = _wide(a, b)
-    product, *squares = _sums(a.astype(dtype), b.astype(dtype), others)
+    product, *squares = _sums(a.astype(dtype), b.astype(dtype), _others(a, axes))
     # False for NaN too. What is not defined has no part in a gradient either.
     defined = [(square > 0) & (square < jnp.inf) for square in squares]
     norms = [
@@ -333,9 +331,13 @@ def _average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
 
 def _scale(update: jax.Array, score: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the update times the score of each block, in the dtype of the update."""
-    others = tuple(axis for axis in range(update.ndim) if axis not in axes)
-    factor = jnp.expand_dims(score, others).astype(_wide(update))
+    factor = jnp.expand_dims(score, _others(update, axes)).astype(_wide(update))
     return (update.astype(_wide(update)) * factor).astype(update.dtype)
+
+
+def _others(array: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes of a block, along which one score serves."""
+    return tuple(axis for axis in range(array.ndim) if axis not in axes)
 
 
 def _wide(*arrays: jax.Array) -> Any:
