@@ -1,0 +1,1 @@
+"""Where Learning Rate Dropout helps: the study that `plan.md` describes."""

@@ -1,0 +1,252 @@
+"""Runs the study of `plan.md`, and writes docs/study.md from its results.
+
+    python -m benchmarks.study                      # hours; goes on where it stopped
+    python -m benchmarks.study --quick              # all of it in miniature
+    python -m benchmarks.study --only "copied units" "good start"
+    python -m benchmarks.study --text FILE --cifar10 ARCHIVE
+
+Each finished cell (one arm of one block) is a line in benchmarks/results/study.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse_options() -> argparse.Namespace:
+    from . import data, plan
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study",
+        description="Runs the study of benchmarks/study/plan.md.",
+    )
+    add = parser.add_argument
+    names = ", ".join(plan.REGIMES)
+    add("--only", nargs="+", metavar="REGIME", help=f"any of: {names}")
+    add("--quick", action="store_true", help="all of it in miniature, as a check")
+    add("--plan", action="store_true", help="print the blocks of the plan, and stop")
+    add("--report", action="store_true", help="write the report only, train nothing")
+    add("--text", type=Path, metavar="FILE", help="the text of the task 'text'")
+    add("--cifar10", type=Path, metavar="ARCHIVE", help="tar of train/CLASS/*.jpg")
+    add(
+        "--fashion-mnist",
+        type=Path,
+        metavar="FOLDER",
+        default=data.FASHION_MNIST,
+        help="default: %(default)s, of Debian's dataset-fashion-mnist",
+    )
+    add("--output", type=Path, metavar="FOLDER", help="for the raw results")
+    options = parser.parse_args()
+    for name in options.only or []:
+        if name not in plan.REGIMES and name != "theory":
+            parser.error(f"--only must be any of {names} or theory, got {name}")
+    for file in (options.text, options.cifar10):
+        if file is not None and not file.is_file():
+            parser.error(f"{file} is not a file")
+    return options
+
+
+def sources(options: argparse.Namespace) -> dict[str, Any]:
+    """Reads the data that is there; a task without its data is left out."""
+    from . import data
+
+    readers: dict[str, Callable[[], Any]] = {"digits": data.digits}
+    readers["source"] = data.source
+    missing = {}
+    if options.fashion_mnist.is_dir():
+        readers["Fashion"] = lambda: data.fashion_mnist(options.fashion_mnist)
+    else:
+        missing["Fashion"] = f"{options.fashion_mnist} is no folder"
+    if options.text:
+        readers["text"] = lambda: data.text(options.text)
+    else:
+        missing["text"] = "--text names no file"
+    if options.cifar10:
+        readers["CIFAR-10"] = lambda: data.cifar10(options.cifar10)
+    else:
+        missing["CIFAR-10"] = "--cifar10 names no archive"
+    if not options.quick:
+        for task, reason in missing.items():
+            print(f"{task} is left out: {reason}", file=sys.stderr)
+    return readers
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines, and takes away a last line that was cut off."""
+    if not file.exists():
+        return []
+    lines = file.read_text().split("\n")
+    if lines[-1]:  # no end of line
+        file.write_text("".join(line + "\n" for line in lines[:-1]))
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Results:
+    """The cells of one regime: read at the start, and appended one by one."""
+
+    def __init__(self, folder: Path, regime: str, machine: dict[str, str]):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = regime.replace(" %", "").replace(",", "").replace(" ", "_")
+        self.file = folder / f"{name}.jsonl"
+        self.machine = machine
+        self.records = read_records(self.file)
+
+    def add(self, record: dict[str, Any]) -> None:
+        record = record | self.machine
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        self.records.append(record)
+
+    def find(self, block: str, arm: str, seeds: str = "test") -> dict[str, Any] | None:
+        for record in self.records:
+            key = record["block"], record.get("arm"), record.get("seeds")
+            if key == (block, arm, seeds):
+                return record
+        return None
+
+
+def machine() -> dict[str, str]:
+    """Says where a cell was measured: commit, processor, version of JAX."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    if git("status", "--porcelain", "--", "lrd_optax", "benchmarks/study"):
+        commit += " and changes"
+    lines = Path("/proc/cpuinfo")
+    models = [
+        line.partition(":")[2].strip()
+        for line in (lines.read_text().splitlines() if lines.exists() else [])
+        if line.startswith("model name")
+    ]
+    processor = f"{len(models)} cores of {models[0]}" if models else "unknown"
+    return {"commit": commit, "processor": processor, "jax": version("jax")}
+
+
+def chosen_blocks(options: argparse.Namespace, tasks: dict[str, Any]) -> list[Any]:
+    from . import plan
+
+    blocks = [
+        block
+        for block in plan.BLOCKS
+        if block.task in tasks and (not options.only or block.regime in options.only)
+    ]
+    if options.quick:  # one block per regime
+        blocks = list({block.regime: block for block in reversed(blocks)}.values())
+        blocks = [shortened(block) for block in reversed(blocks)]
+    return blocks
+
+
+def shortened(block: Any) -> Any:
+    """Keeps as many kinds of programs as can be compiled in a short time."""
+    simple = block.regime in ("good start", "100 samples", "40 % wrong labels")
+    families = ("plain", "LRD") if not simple else ("plain", "LRD", "dropout", "noise")
+    arms = [arm for arm in block.arms if arm.family in families]
+    return block._replace(arms=tuple(arms))
+
+
+def run_block(block, setup, results: Results, scale, advance) -> None:
+    from . import cells, plan, report
+
+    for arm in block.arms:
+        record = results.find(block.name, arm.name)
+        if record is None:
+            dense = results.find(block.name, "dense") or {}
+            record = cells.run_cell(setup, block, arm, dense.get("rate"), scale)
+            results.add(record)
+        advance(f"{block.name}: {arm.name}")
+    for arm in report.to_replicate(block, results.records):
+        if results.find(block.name, arm.name, "replication") is None:
+            rate = results.find(block.name, arm.name)["rate"]
+            results.add(cells.replicate(setup, block, arm, rate, scale))
+    is_first = block.optimizer == plan.REGIMES[block.regime][1][block.task][0]
+    has_speed = any(
+        "speed" in record and record["block"] == block.name
+        for record in results.records
+    )
+    if is_first and not has_speed:
+        results.add(cells.time_alone(setup, block, scale))
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    from . import cells, tasks, theory
+
+    readers = sources(options)
+    blocks = chosen_blocks(options, readers)
+    scale = cells.QUICK if options.quick else cells.Scale()
+    here = machine()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    loaded: dict[str, Any] = {}
+    total = sum(len(block.arms) for block in blocks)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+
+        def advance(text: str) -> None:
+            bar.update(task, advance=1, description=f"{text[:50]:50}")
+
+        for block in blocks:
+            results = Results(folder, block.regime, here)
+            if block.task not in loaded:
+                loaded[block.task] = readers[block.task]()
+            setup = tasks.build(
+                block.regime, block.task, loaded[block.task], options.quick
+            )
+            run_block(block, setup, results, scale, advance)
+    if not options.only or "theory" in options.only:
+        results = Results(folder, "theory", here)
+        if not results.records:
+            for record in theory.run(options.quick):
+                results.add(record)
+
+
+def main() -> None:
+    options = parse_options()
+    from . import plan, report
+
+    if options.plan:
+        print(plan.describe(), f"\n\n{plan.COMPARISONS:,} comparisons")
+        return
+    quick = ROOT / "results" / "study"
+    folder = options.output or (
+        quick if options.quick else ROOT / "benchmarks" / "results" / "study"
+    )
+    try:
+        if not options.report:
+            run(options, folder)
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is finished is in {folder}; the same command goes on.")
+        return
+    docs = quick if options.quick else ROOT / "docs"
+    page, picture = docs / "study.md", docs / "images" / "study.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    report.write(folder, page, picture)
+    print(f"Wrote {page} and {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,452 @@
+"""What each regime of the plan trains: data, network, start and length."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from . import data, models, starts
+from .plan import Arm
+from .training import Hyper, Outcome, Task, make_program
+
+CLASSES = 10
+GROWTH = 4  # copies of a unit, a channel or an expert
+
+
+class Spec(NamedTuple):
+    """All that a compiled program depends on, besides the optimizer and the arm."""
+
+    network: tuple[Any, ...]  # the name of the network and its sizes
+    images: int  # training images of a run
+    valid: int
+    batch: int
+    passes: int
+    cosine: bool = True
+    probabilities: bool = False  # test by log-probabilities, for ensembles
+    steps: int = 0  # without passes: so many steps with all images
+
+
+class Pool(NamedTuple):
+    """What all runs share, as arrays on the device."""
+
+    train_x: Any
+    test_x: Any
+    test_y: Any
+
+
+class Draw(NamedTuple):
+    """The images and labels of one seed."""
+
+    train: Any
+    train_y: Any
+    valid: Any
+    valid_y: Any
+
+
+class Setup(NamedTuple):
+    """A regime on a task, ready to be trained."""
+
+    spec: Any
+    task: Task
+    pool: Any
+    draw: Callable[[list[int]], Any]  # seeds -> data, [seeds, ...]
+    start: Callable[..., Any]  # start, noise, seeds -> parameters, [seeds, ...]
+    worst: dict[str, float]  # what a uniform guess scores
+
+
+def make_network(network: tuple[Any, ...], rngs: nnx.Rngs) -> nnx.Module:
+    name, *sizes = network
+    match name:
+        case "MLP":
+            return models.MLP(*sizes, rngs=rngs)
+        case "MLP, tanh":
+            return models.MLP(*sizes, rngs=rngs, tanh=True)
+        case "CNN":
+            return models.CNN(*sizes, rngs=rngs)
+        case "residual MLP":
+            return models.ResidualMLP(*sizes, rngs=rngs)
+        case "mixture":
+            return models.Mixture(*sizes, rngs=rngs)
+        case "transformer":
+            return models.Transformer(*sizes, rngs=rngs)
+    raise ValueError(f"no network is called {name}")
+
+
+def keys_of(seeds: list[int], use: int) -> jax.Array:
+    """Returns a key for each seed. `use` tells what for, so that none is used twice."""
+    return jax.vmap(lambda seed: jax.random.key(7919 * seed + use))(jnp.array(seeds))
+
+
+@functools.cache
+def graph_of(network: tuple[Any, ...]) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: make_network(network, nnx.Rngs(0))))[0]
+
+
+@functools.cache
+def usual_start(network: tuple[Any, ...]) -> Callable[[jax.Array], Any]:
+    def start(key):
+        return nnx.state(make_network(network, nnx.Rngs(key)), nnx.Param)
+
+    return jax.jit(jax.vmap(start))
+
+
+def logits_of(network, params, x, drop=None) -> jax.Array:
+    return nnx.merge(graph_of(network), params)(x, drop)
+
+
+def measure(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Accuracy in points and mean loss; a diverged run scores as a uniform guess."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    finite = jnp.isfinite(losses.mean())
+    accuracy = 100 * (logits.argmax(-1) == labels).mean()
+    return {
+        "accuracy": jnp.where(finite, accuracy, 100 / CLASSES),
+        "NLL": jnp.where(finite, losses.mean(), math.log(CLASSES)),
+    }
+
+
+@functools.cache
+def image_task(spec: Spec) -> Task:
+    def loss(params, pool, draw, batch, drop):
+        logits = logits_of(spec.network, params, pool.train_x[draw.train[batch]], drop)
+        labels = draw.train_y[batch]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def check(params, pool, draw):
+        logits = logits_of(spec.network, params, pool.train_x[draw.valid])
+        return measure(logits, draw.valid_y)
+
+    def test(params, pool, draw):
+        logits = logits_of(spec.network, params, pool.test_x)
+        if not spec.probabilities:
+            return measure(logits, pool.test_y)
+        valid = logits_of(spec.network, params, pool.train_x[draw.valid])
+        return {"test": nnx.log_softmax(logits), "valid": nnx.log_softmax(valid)}
+
+    def orders(key):
+        if spec.steps:  # all images in every batch
+            return jnp.tile(jnp.arange(spec.images), (spec.steps // 10, 1))
+        used = spec.images // spec.batch * spec.batch
+        shuffled = jax.random.permutation(key, spec.images)
+        return shuffled[:used].reshape(-1, spec.batch)
+
+    if spec.steps:
+        return Task(loss, check, test, orders, 10, spec.steps // 10, spec.cosine)
+    steps = spec.images // spec.batch
+    return Task(loss, check, test, orders, spec.passes, steps, spec.cosine)
+
+
+def draw_images(images: data.Images, spec: Spec, seeds: list[int], wrong: float = 0):
+    """Draws the images of each seed, and makes a part of the training labels wrong."""
+    draws = []
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        chosen = random.permutation(len(images.train_x))[: spec.images + spec.valid]
+        train, valid = np.split(chosen, [spec.images])
+        labels = images.train_y[train]
+        false = (labels + random.integers(1, CLASSES, len(labels))) % CLASSES
+        labels = np.where(random.random(len(labels)) < wrong, false, labels)
+        draws.append(Draw(train, labels, valid, images.train_y[valid]))
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *draws)
+
+
+def plain_hyper(runs: int, rate: float) -> Hyper:
+    one = jnp.ones(runs)
+    return Hyper(rate * one, one, 0 * one, jnp.full(runs, jnp.inf), 0 * one)
+
+
+def pretrained(spec: Spec, pool: Pool, draw: Draw, seeds: list[int]) -> Any:
+    """Trains a network for each seed with Adam at 0.01."""
+    params = usual_start(spec.network)(keys_of(seeds, 1))
+    train = program(spec, "Adam", "plain")
+    keys = keys_of(seeds, 2), keys_of(seeds, 3)
+    return train(params, draw, plain_hyper(len(seeds), 0.01), *keys, pool).params
+
+
+@functools.cache
+def program(spec: Spec, optimizer: str, family: str) -> Callable[..., Outcome]:
+    task = text_task(spec) if isinstance(spec, TextSpec) else image_task(spec)
+    return make_program(task, optimizer, family)
+
+
+def image_setup(
+    images: data.Images,
+    spec: Spec,
+    wrong: float = 0,
+    narrow: Spec | None = None,
+    narrow_images: data.Images | None = None,
+    grow: Callable[..., Any] = lambda narrow, usual, start, key: usual,
+    noisy: str = "kernel",
+) -> Setup:
+    """`narrow` is trained first; `grow` makes the start from it and the usual start.
+
+    `noisy` is the pattern of the names of the kernels that noise is added to. A start
+    takes `own` numbers in the place of the seeds for what is not trained before.
+    """
+    pool = Pool(*map(jnp.asarray, (images.train_x, images.test_x, images.test_y)))
+
+    def draw(seeds):
+        return draw_images(images, spec, seeds, wrong)
+
+    @functools.cache
+    def narrow_params(seeds):
+        source = images if narrow_images is None else narrow_images
+        draw = draw_images(source, narrow, list(seeds))
+        other = pool._replace(train_x=jnp.asarray(source.train_x))
+        return pretrained(narrow, other, draw, list(seeds))
+
+    @functools.cache
+    def grown(name, is_noisy):
+        def one(trained, usual, key, noise):
+            params = grow(trained, usual, name, key)
+            return starts.add_noise(params, noise, key, noisy) if is_noisy else params
+
+        return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None)))
+
+    def start(name, noise, seeds, own=None):
+        usual = usual_start(spec.network)(keys_of(own or seeds, 4))
+        if name == "scratch":
+            return usual
+        trained = None if narrow is None else narrow_params(tuple(seeds))
+        begin = grown(name, noise > 0)
+        return begin(trained, usual, keys_of(seeds, 5), noise)
+
+    worst = {"accuracy": 100 / CLASSES, "NLL": math.log(CLASSES)}
+    return Setup(spec, image_task(spec), pool, draw, start, worst)
+
+
+def grow_units(narrow, usual, start, key):
+    shares = key if start == "uneven" else None
+    return starts.copied_units(narrow, usual, shares)
+
+
+def grow_layers(narrow, usual, start, key):
+    return starts.copied_layers(narrow, usual)
+
+
+def grow_experts(narrow, usual, start, key):
+    router = key if start == "router" else None
+    return starts.copied_experts(narrow, usual, router)
+
+
+def new_head(narrow, usual, start, key):
+    """Takes all but the head from the trained network."""
+    body = starts.leaves_by_name(narrow)
+    return starts.fill(
+        usual,
+        lambda name, _: (
+            starts.leaves_by_name(usual)[name] if "head" in name else body[name]
+        ),
+    )
+
+
+class TextSpec(NamedTuple):
+    letters: int
+    width: int
+    blocks: int
+    context: int
+    batch: int
+    segments: int
+    steps_per_segment: int
+
+    @property
+    def network(self) -> tuple[Any, ...]:
+        return "transformer", self.letters, self.context, self.width, self.blocks
+
+
+class TextPool(NamedTuple):
+    train: Any
+    valid: Any
+    test: Any
+
+
+@functools.cache
+def text_task(spec: TextSpec) -> Task:
+    def bits(params, windows, drop=None):
+        logits = logits_of(spec.network, params, windows[:, :-1], drop)
+        labels = windows[:, 1:]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean() / math.log(2)
+
+    def windows(codes, begins):
+        return codes[begins[:, None] + jnp.arange(spec.context + 1)]
+
+    def loss(params, pool, draw, batch, drop):
+        return bits(params, windows(pool.train, batch), drop)
+
+    def measure(params, codes):
+        # One window after the other, so that each character but the first counts once.
+        begins = jnp.arange(0, len(codes) - spec.context, spec.context)
+        value = bits(params, windows(codes, begins))
+        worst = math.log2(spec.letters)
+        return {"bits": jnp.where(jnp.isfinite(value), value, worst)}
+
+    def orders(key):
+        shape = spec.steps_per_segment, spec.batch
+        last = 1000 * data.TEXT_BLOCKS["train"] - spec.context - 1
+        return jax.random.randint(key, shape, 0, last)
+
+    return Task(
+        loss,
+        lambda params, pool, draw: measure(params, pool.valid),
+        lambda params, pool, draw: measure(params, pool.test),
+        orders,
+        spec.segments,
+        spec.steps_per_segment,
+    )
+
+
+def text_setup(text: data.Text, spec: TextSpec) -> Setup:
+    def start(name, noise, seeds, own=None):
+        return usual_start(spec.network)(keys_of(own or seeds, 4))
+
+    pool = TextPool(*map(jnp.asarray, text[:3]))
+    worst = {"bits": math.log2(spec.letters)}
+    return Setup(spec, text_task(spec), pool, jnp.array, start, worst)
+
+
+class Sizes(NamedTuple):
+    """How large the regimes are on a task."""
+
+    images: int
+    valid: int
+    passes: int
+    narrow_units: int
+    narrow_passes: int
+    full_batch: int = 300  # steps with all images
+    ensemble_steps: int = 150
+    small_passes: int = 100  # with 100 samples; half of it with 300
+    text_steps: int = 100  # four times
+
+
+SIZES = {
+    "digits": Sizes(900, 300, 30, 8, 20),
+    "Fashion": Sizes(2000, 1000, 10, 16, 10),
+    "CIFAR-10": Sizes(2000, 1000, 10, 0, 0),
+    "quick": Sizes(300, 100, 2, 2, 2, 10, 10, 4, 5),
+}
+
+
+def build(regime: str, task: str, source: Any, quick: bool = False) -> Setup:
+    """Returns the regime of the plan on data.Images or data.Text."""
+    sizes = SIZES["quick" if quick else task] if regime != "transformer" else None
+    if regime == "transformer":
+        steps = SIZES["quick"].text_steps if quick else 100
+        width, blocks = (16, 1) if quick else (32, 2)
+        spec = TextSpec(source.letters, width, blocks, 32, 16, 4, steps)
+        return text_setup(source, spec)
+    return build_images(regime, task, source, sizes, quick)
+
+
+def build_images(regime, task, images, sizes: Sizes, quick: bool) -> Setup:
+    inputs = images.train_x.shape[-1]
+    small: tuple[Any, ...] = "MLP", inputs, (4, 4) if quick else (32, 32)
+    is_digits = task == "digits"
+    large = ("MLP", inputs, (64, 64) if is_digits else (64,)) if not quick else small
+    spec = Spec(small, sizes.images, sizes.valid, 100, sizes.passes)
+    narrow = spec._replace(passes=sizes.narrow_passes)
+    units = sizes.narrow_units
+    few = spec._replace(batch=50, images=100, passes=sizes.small_passes)
+    whole = spec._replace(batch=0, passes=0)
+    old, new = images.only(range(5)), images.only(range(5, 10))
+
+    def grown(before, after, grow, noisy, passes=sizes.passes):
+        return image_setup(
+            images,
+            spec._replace(network=after, passes=passes),
+            narrow=narrow._replace(network=before),
+            grow=grow,
+            noisy=noisy,
+        )
+
+    def fine_tuning(probabilities=False):
+        body = narrow._replace(images=400, valid=sizes.valid // 3)
+        tuned = few._replace(probabilities=probabilities)
+        return image_setup(new, tuned, narrow=body, narrow_images=old, grow=new_head)
+
+    match regime:
+        case "copied units":
+            before, after = (units,), (GROWTH * units,)
+            if quick:
+                before, after = (1, 1), small[2]
+            return grown(
+                ("MLP", inputs, before), ("MLP", inputs, after), grow_units, "layers"
+            )
+        case "copied channels":
+            before, after = (
+                ("CNN", (8, 8, 1), 2),
+                ("CNN", (8, 8, 1), 8),
+            )
+            passes = sizes.narrow_passes
+            return grown(before, after, grow_units, "first|second", passes)
+        case "copied layers":
+            before = "residual MLP", inputs, small[2][0], 2
+            return grown(before, (*before[:3], 4), grow_layers, "first|second")
+        case "copied experts":
+            before = "mixture", inputs, small[2][0], 2 if quick else 8, 1
+            return grown(before, (*before[:4], GROWTH), grow_experts, "first|second")
+        case "equal weights":
+            return image_setup(
+                images,
+                spec,
+                grow=lambda _, usual, start, key: starts.equal_weights(usual),
+            )
+        case "near a saddle":
+            network = "MLP, tanh", inputs, (*small[2], small[2][0])
+            return image_setup(
+                images,
+                spec._replace(network=network),
+                grow=lambda _, usual, start, key: starts.small_weights(usual),
+            )
+        case "good start":
+            return image_setup(images, spec._replace(network=large))
+        case "full batch":
+            size = min(500, sizes.images)
+            return image_setup(
+                images, whole._replace(images=size, steps=sizes.full_batch)
+            )
+        case "large batch":
+            batch, passes = (450, 30) if is_digits else (1000, 20)
+            if quick:
+                batch, passes = 100, sizes.passes
+            return image_setup(images, spec._replace(batch=batch, passes=passes))
+        case "20 % wrong labels" | "40 % wrong labels":
+            wrong = int(regime[:2]) / 100
+            long = spec._replace(network=large, passes=2 * sizes.passes)
+            if not is_digits and not quick:
+                long = long._replace(passes=30)
+            return image_setup(images, long, wrong=wrong)
+        case "100 samples":
+            return image_setup(images, few)
+        case "300 samples":
+            return image_setup(
+                images, few._replace(images=300, passes=sizes.small_passes // 2)
+            )
+        case "fine-tuning":
+            return fine_tuning()
+        case "stable rates":
+            passes = sizes.narrow_passes
+            return image_setup(images, spec._replace(cosine=False, passes=passes))
+        case "ensembles, full batch":
+            tuned = whole._replace(images=300, steps=sizes.ensemble_steps)
+            return image_setup(images, tuned._replace(probabilities=True))
+        case "ensembles, fine-tuning":
+            return fine_tuning(probabilities=True)
+        case "photographs":
+            network = "CNN", (16, 16, 3), 8
+            return image_setup(images, spec._replace(network=network))
+    raise ValueError(f"no regime is called {regime}")
+
+
+def hyper_of(arm: Arm, rates: np.ndarray, steps: int) -> Hyper:
+    """`begin` below 1 is a part of the run."""
+    one = np.ones(len(rates), np.float32)
+    begin = arm.begin if arm.begin >= 1 or arm.begin == 0 else round(arm.begin * steps)
+    numbers = arm.keep_prob, begin, begin + arm.steps, arm.dropout
+    return Hyper(*(jnp.asarray(x * one) for x in (rates, *numbers)))
