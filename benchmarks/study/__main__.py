@@ -10,6 +10,7 @@ Each finished cell (one arm of one block) is a line in benchmarks/results/study.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,10 @@ from rich.progress import (
 )
 
 ROOT = Path(__file__).parents[2]
+# Programs run as fast, and compile in two thirds of the time.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+)
 
 
 def parse_options() -> argparse.Namespace:
@@ -165,7 +170,7 @@ def shortened(block: Any) -> Any:
 
 
 def run_block(block, setup, results: Results, scale, advance) -> None:
-    from . import cells, plan, report
+    from . import cells, plan
 
     for arm in block.arms:
         record = results.find(block.name, arm.name)
@@ -174,10 +179,6 @@ def run_block(block, setup, results: Results, scale, advance) -> None:
             record = cells.run_cell(setup, block, arm, dense.get("rate"), scale)
             results.add(record)
         advance(f"{block.name}: {arm.name}")
-    for arm in report.to_replicate(block, results.records):
-        if results.find(block.name, arm.name, "replication") is None:
-            rate = results.find(block.name, arm.name)["rate"]
-            results.add(cells.replicate(setup, block, arm, rate, scale))
     is_first = block.optimizer == plan.REGIMES[block.regime][1][block.task][0]
     has_speed = any(
         "speed" in record and record["block"] == block.name
@@ -226,7 +227,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     options = parse_options()
-    from . import plan, report
+    from . import plan
 
     if options.plan:
         print(plan.describe(), f"\n\n{plan.COMPARISONS:,} comparisons")
@@ -241,6 +242,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"\nStopped. What is finished is in {folder}; the same command goes on.")
         return
+    from . import report
+
     docs = quick if options.quick else ROOT / "docs"
     page, picture = docs / "study.md", docs / "images" / "study.png"
     picture.parent.mkdir(parents=True, exist_ok=True)

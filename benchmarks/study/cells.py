@@ -5,7 +5,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import plan
@@ -72,21 +71,16 @@ def first(count: int, outcome: Outcome) -> Outcome:
 
 def call(setup: Setup, block: Block, arm: Arm, runs: list[Run]) -> Outcome:
     task = setup.task
-    seeds = sorted({run.seed for run in runs})
-    places = jnp.array([seeds.index(run.seed) for run in runs])
+    seeds = [run.seed for run in runs]
     members = [100_003 * (run.member + 1) + run.seed for run in runs]
-    draw = jax.tree.map(lambda leaf: leaf[places], setup.draw(seeds))
-    if arm.start == "starts":
-        params = setup.start("given", 0.0, [run.seed for run in runs], own=members)
-    else:
-        given = setup.start(arm.start, arm.noise, seeds)
-        params = jax.tree.map(lambda leaf: leaf[places], given)
-    orders = members if arm.start == "batches" else [run.seed for run in runs]
+    own = members if arm.start == "starts" else seeds
+    params = setup.start(arm.start, arm.noise, seeds, own)
+    orders = members if arm.start == "batches" else seeds
     rates = np.array([run.rate for run in runs], np.float32)
     hyper = hyper_of(arm, rates, task.segments * task.steps_per_segment)
     run_all = program(setup.spec, block.optimizer, arm.family)
     keys = keys_of(orders, 6), keys_of(members, 7)
-    outcome = run_all(params, draw, hyper, *keys, setup.pool)
+    outcome = run_all(params, setup.draw(seeds), hyper, *keys, setup.pool)
     return outcome._replace(params=None)
 
 

@@ -56,7 +56,7 @@ class Setup(NamedTuple):
     task: Task
     pool: Any
     draw: Callable[[list[int]], Any]  # seeds -> data, [seeds, ...]
-    start: Callable[..., Any]  # start, noise, seeds -> parameters, [seeds, ...]
+    start: Callable[..., Any]  # kind, noise, seeds, own -> parameters, [seeds, ...]
     worst: dict[str, float]  # what a uniform guess scores
 
 
@@ -80,7 +80,10 @@ def make_network(network: tuple[Any, ...], rngs: nnx.Rngs) -> nnx.Module:
 
 def keys_of(seeds: list[int], use: int) -> jax.Array:
     """Returns a key for each seed. `use` tells what for, so that none is used twice."""
-    return jax.vmap(lambda seed: jax.random.key(7919 * seed + use))(jnp.array(seeds))
+    return many_keys(7919 * np.array(seeds) + use)
+
+
+many_keys = jax.jit(jax.vmap(jax.random.key))
 
 
 @functools.cache
@@ -153,12 +156,12 @@ def draw_images(images: data.Images, spec: Spec, seeds: list[int], wrong: float 
         false = (labels + random.integers(1, CLASSES, len(labels))) % CLASSES
         labels = np.where(random.random(len(labels)) < wrong, false, labels)
         draws.append(Draw(train, labels, valid, images.train_y[valid]))
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *draws)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *draws)
 
 
 def plain_hyper(runs: int, rate: float) -> Hyper:
-    one = jnp.ones(runs)
-    return Hyper(rate * one, one, 0 * one, jnp.full(runs, jnp.inf), 0 * one)
+    one = np.ones(runs, np.float32)
+    return Hyper(rate * one, one, 0 * one, np.inf * one, 0 * one)
 
 
 def pretrained(spec: Spec, pool: Pool, draw: Draw, seeds: list[int]) -> Any:
@@ -209,12 +212,13 @@ def image_setup(
 
         return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None)))
 
-    def start(name, noise, seeds, own=None):
-        usual = usual_start(spec.network)(keys_of(own or seeds, 4))
+    def start(name, noise, seeds, own):
+        usual = usual_start(spec.network)(keys_of(own, 4))
         if name == "scratch":
             return usual
         trained = None if narrow is None else narrow_params(tuple(seeds))
-        begin = grown(name, noise > 0)
+        kind = name if name in ("uneven", "router") else "given"
+        begin = grown(kind, noise > 0)
         return begin(trained, usual, keys_of(seeds, 5), noise)
 
     worst = {"accuracy": 100 / CLASSES, "NLL": math.log(CLASSES)}
@@ -303,12 +307,12 @@ def text_task(spec: TextSpec) -> Task:
 
 
 def text_setup(text: data.Text, spec: TextSpec) -> Setup:
-    def start(name, noise, seeds, own=None):
-        return usual_start(spec.network)(keys_of(own or seeds, 4))
+    def start(name, noise, seeds, own):
+        return usual_start(spec.network)(keys_of(own, 4))
 
     pool = TextPool(*map(jnp.asarray, text[:3]))
     worst = {"bits": math.log2(spec.letters)}
-    return Setup(spec, text_task(spec), pool, jnp.array, start, worst)
+    return Setup(spec, text_task(spec), pool, np.array, start, worst)
 
 
 class Sizes(NamedTuple):
@@ -449,4 +453,4 @@ def hyper_of(arm: Arm, rates: np.ndarray, steps: int) -> Hyper:
     one = np.ones(len(rates), np.float32)
     begin = arm.begin if arm.begin >= 1 or arm.begin == 0 else round(arm.begin * steps)
     numbers = arm.keep_prob, begin, begin + arm.steps, arm.dropout
-    return Hyper(*(jnp.asarray(x * one) for x in (rates, *numbers)))
+    return Hyper(*(x * one for x in (rates, *numbers)))
