@@ -170,7 +170,7 @@ def shortened(block: Any) -> Any:
 
 
 def run_block(block, setup, results: Results, scale, advance) -> None:
-    from . import cells, plan
+    from . import cells, claims, plan
 
     for arm in block.arms:
         record = results.find(block.name, arm.name)
@@ -179,6 +179,10 @@ def run_block(block, setup, results: Results, scale, advance) -> None:
             record = cells.run_cell(setup, block, arm, dense.get("rate"), scale)
             results.add(record)
         advance(f"{block.name}: {arm.name}")
+    for arm in claims.to_replicate(block, results.records):
+        advance(f"{block.name}: {arm.name}, again", 0)
+        rate = results.find(block.name, arm.name)["rate"]
+        results.add(cells.replicate(setup, block, arm, rate, scale))
     is_first = block.optimizer == plan.REGIMES[block.regime][1][block.task][0]
     has_speed = any(
         "speed" in record and record["block"] == block.name
@@ -207,8 +211,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
 
-        def advance(text: str) -> None:
-            bar.update(task, advance=1, description=f"{text[:50]:50}")
+        def advance(text: str, cells: int = 1) -> None:
+            bar.update(task, advance=cells, description=f"{text[:50]:50}")
 
         for block in blocks:
             results = Results(folder, block.regime, here)
