@@ -36,7 +36,9 @@ os.environ["XLA_FLAGS"] = (
 
 
 def parse_options() -> argparse.Namespace:
-    from . import data, plan
+    from examples.fashion_mnist import DEBIAN
+
+    from . import plan
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.study",
@@ -54,7 +56,7 @@ def parse_options() -> argparse.Namespace:
         "--fashion-mnist",
         type=Path,
         metavar="FOLDER",
-        default=data.FASHION_MNIST,
+        default=DEBIAN,
         help="default: %(default)s, of Debian's dataset-fashion-mnist",
     )
     add("--output", type=Path, metavar="FOLDER", help="for the raw results")

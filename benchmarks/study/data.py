@@ -1,6 +1,5 @@
 """Reads the data of the study. Nothing is downloaded: what is missing is left out."""
 
-import gzip
 import sysconfig
 import tarfile
 from pathlib import Path
@@ -11,7 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+from examples.fashion_mnist import load_folder
+
 BLOCK, TEXT_BLOCKS = 1000, {"train": 64, "valid": 16, "test": 32}
 
 
@@ -53,20 +53,8 @@ def digits() -> Images:
 
 
 def fashion_mnist(folder: Path) -> Images:
-    def read(name: str, axes: int) -> np.ndarray:
-        raw = gzip.decompress((folder / f"{name}-idx{axes}-ubyte.gz").read_bytes())
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes)
-
-    def images(name: str) -> np.ndarray:
-        pixels = read(name, 3).reshape(-1, 14, 2, 14, 2).mean((2, 4)) / 255
-        return pixels.reshape(len(pixels), -1).astype(np.float32)
-
-    return Images(
-        images("train-images"),
-        read("train-labels", 1).astype(np.int32),
-        images("t10k-images"),
-        read("t10k-labels", 1).astype(np.int32),
-    )
+    train_x, test_x, train_y, test_y = load_folder(folder)
+    return Images(train_x, train_y, test_x, test_y)
 
 
 def cifar10(archive: Path) -> Images:
