@@ -264,7 +264,7 @@ def test_labels_must_fit(tmp_path, labels):
 
 
 def test_without_data_one_sentence_names_the_package(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(grow, "FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(grow, "DEBIAN", tmp_path)
     monkeypatch.setattr(sys, "argv", ["grow.py", "--data", "fashion-mnist"])
     with pytest.raises(SystemExit):
         grow.parse_options()
