@@ -536,8 +536,8 @@ def main() -> None:
         f"on the test set; ± is a 95 % interval over {options.seeds} seeds, of "
         "differences paired by seed; first loss is the test loss right after "
         "growth, and for the narrow network right before it; units are the hidden "
-        "units that differ, that many steps after growth. The best noise is the best of "
-        "five sizes on the test set, which favors noise."
+        "units that differ, that many steps after growth. The best noise is the best "
+        "of five sizes on the test set, which favors noise."
         f"\n\n{verdict(results)}\n\n"
         f"Wrote {options.output}/grow.png and .json"
     )

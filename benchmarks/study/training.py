@@ -106,7 +106,8 @@ def make_optimizer(
     base = OPTIMIZERS[name](rate)
 
     def keep_prob(count):
-        on = (count >= hyper.begin) & (count < hyper.end)
+        step = count.astype(jnp.float32)
+        on = (step >= hyper.begin) & (step < hyper.end)
         return jnp.where(on, hyper.keep_prob, 1.0)
 
     match family:
