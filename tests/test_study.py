@@ -279,15 +279,23 @@ def test_rates_are_sought_beyond_the_end():
 
 
 def test_the_best_rate_on_validation_data_is_chosen(setup, monkeypatch):
-    scores = {0.01: [1.0, 2.0], 0.0215: [5.0, 4.0]}
-    monkeypatch.setattr(
-        cells,
-        "validate",
-        lambda s, b, a, rates, n: np.array([scores[r] for r in rates]),
-    )
-    found = cells.tune(setup, BLOCK, plan.DENSE, cells.QUICK)
-    assert found["rate"] == 0.0215
+    """0.0215 and 0.01 look alike to two seeds; two more tell them apart."""
+    asked = []
+
+    def validate(setup, block, arm, rates, seeds, scale):
+        asked.append((list(rates), list(seeds)))
+        few, more = {0.01: 4.0, 0.0215: 4.5}, {0.01: 5.0, 0.0215: 2.0}
+        score = few if seeds[0] == 0 else more
+        return np.array([[score[rate]] * len(seeds) for rate in rates])
+
+    monkeypatch.setattr(cells, "validate", validate)
+    scale = cells.QUICK
+    found = cells.tune(setup, BLOCK, plan.DENSE, scale)
+    assert found["rate"] == 0.01
     assert found["validation"] == 4.5
+    assert asked == [([0.01, 0.0215], [0, 1]), ([0.01, 0.0215], [2, 3])]
+    smooth = BLOCK._replace(metrics=("bits",))  # one stage is enough
+    assert cells.tune(setup, smooth, plan.DENSE, scale)["rate"] == 0.0215
 
 
 # Scores.

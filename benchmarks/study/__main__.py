@@ -121,10 +121,13 @@ class Results:
             stream.write(json.dumps(record) + "\n")
         self.records.append(record)
 
-    def find(self, block: str, arm: str, seeds: str = "test") -> dict[str, Any] | None:
+    def find(
+        self, block: str, arm: str | None, seeds: str | None = "test"
+    ) -> dict[str, Any] | None:
+        """Returns the record of a cell, or without an arm that of the speed."""
+        key = block, arm, seeds if arm else None
         for record in self.records:
-            key = record["block"], record.get("arm"), record.get("seeds")
-            if key == (block, arm, seeds):
+            if key == tuple(map(record.get, ("block", "arm", "seeds"))):
                 return record
         return None
 
@@ -157,9 +160,10 @@ def chosen_blocks(options: argparse.Namespace, tasks: dict[str, Any]) -> list[An
         for block in plan.BLOCKS
         if block.task in tasks and (not options.only or block.regime in options.only)
     ]
-    if options.quick:  # one block per regime
-        blocks = list({block.regime: block for block in reversed(blocks)}.values())
-        blocks = [shortened(block) for block in reversed(blocks)]
+    if options.quick:  # the last optimizer of the first task of each regime
+        first = {block.regime: block.task for block in reversed(blocks)}
+        last = {b.regime: b for b in blocks if b.task == first[b.regime]}
+        blocks = [shortened(block) for block in last.values()]
     return blocks
 
 
@@ -185,12 +189,9 @@ def run_block(block, setup, results: Results, scale, advance) -> None:
         advance(f"{block.name}: {arm.name}, again", 0)
         rate = results.find(block.name, arm.name)["rate"]
         results.add(cells.replicate(setup, block, arm, rate, scale))
+    # Once in each regime and task, since it takes a program of its own.
     is_first = block.optimizer == plan.REGIMES[block.regime][1][block.task][0]
-    has_speed = any(
-        "speed" in record and record["block"] == block.name
-        for record in results.records
-    )
-    if is_first and not has_speed:
+    if is_first and results.find(block.name, None) is None:
         results.add(cells.time_alone(setup, block, scale))
 
 

@@ -20,6 +20,8 @@ class Scale(NamedTuple):
 
     rates: int = plan.RATES
     tuning_seeds: int = plan.TUNING_SEEDS
+    finalists: int = plan.FINALISTS
+    final_seeds: int = plan.FINAL_SEEDS
     extensions: int = plan.EXTENSIONS
     test_seeds: int = plan.TEST_SEEDS
     text_seeds: int = plan.TRANSFORMER_TEST_SEEDS
@@ -30,12 +32,12 @@ class Scale(NamedTuple):
     def seeds(self, block: Block) -> int:
         if block.regime == "transformer":
             return self.text_seeds
-        return (
-            self.ensembles if "calibration error" in block.metrics else self.test_seeds
-        )
+        if "calibration error" in block.metrics:
+            return self.ensembles
+        return self.test_seeds
 
 
-QUICK = Scale(2, 2, 0, 4, 4, 2, 2, 4)
+QUICK = Scale(2, 2, 2, 2, 0, 4, 4, 2, 2, 4)
 
 
 class Run(NamedTuple):
@@ -126,17 +128,14 @@ def beyond(rates: list[float], scores: list[float]) -> list[float]:
     return []
 
 
-def validate(setup, block, arm, rates, scale: Scale) -> np.ndarray:
+def validate(setup, block, arm, rates, seeds: range, scale: Scale) -> np.ndarray:
     """Returns the scores on validation data, [rates, seeds]; higher is better."""
-    seeds = range(scale.tuning_seeds)
     runs = members_of(block, arm, [(s, rate) for rate in rates for s in seeds], scale)
     outcome = train(setup, block, arm, runs, width_of(block, scale))
     if "calibration error" in block.metrics:
-        labels = np.asarray(setup.draw(list(seeds)).valid_y)
-        labels = np.tile(labels, (len(rates), 1))
-        values = -ensemble_scores(grouped(outcome.tests["valid"], labels), labels)[
-            "NLL"
-        ]
+        labels = np.tile(setup.draw(list(seeds)).valid_y, (len(rates), 1))
+        log_probabilities = grouped(outcome.tests["valid"], labels)
+        values = -ensemble_scores(log_probabilities, labels)["NLL"]
     elif "bits" in block.metrics:
         values = -outcome.checks["bits"][:, -1]
     else:
@@ -156,23 +155,38 @@ def members_of(block: Block, arm: Arm, runs, scale: Scale) -> list[Run]:
 
 
 def tune(setup, block: Block, arm: Arm, scale: Scale) -> Record:
-    rates = rates_of(block, scale)
-    scores = validate(setup, block, arm, rates, scale)
+    rates, seeds = rates_of(block, scale), range(scale.tuning_seeds)
+    scores = validate(setup, block, arm, rates, seeds, scale)
     for _ in range(scale.extensions):
         more = beyond(rates, scores.mean(1).tolist())
         if not more:
             break
-        new = validate(setup, block, arm, more, scale)
+        new = validate(setup, block, arm, more, seeds, scale)
         pairs = [*zip(rates, scores, strict=True), *zip(more, new, strict=True)]
         pairs.sort(key=lambda pair: pair[0])
         rates, scores = [rate for rate, _ in pairs], np.array([row for _, row in pairs])
-    best = int(scores.mean(1).argmax())
-    return {
-        "rate": rates[best],
-        "rates": rates,
-        "tuning": scores.tolist(),
-        "validation": float(scores[best].mean()),
-    }
+    return {"rates": rates, "tuning": scores.tolist()} | choose(
+        setup, block, arm, rates, scores, scale
+    )
+
+
+def choose(setup, block: Block, arm: Arm, rates, scores, scale: Scale) -> Record:
+    """Chooses a rate. By accuracy, six seeds cannot tell close rates apart.
+
+    So the best few are trained with more seeds, and the mean over all seeds decides.
+    """
+    best = np.sort(np.argsort(-scores.mean(1), kind="stable")[: scale.finalists])
+    scores, final = scores[best], {}
+    if block.metrics == ("accuracy",):
+        first = scale.tuning_seeds
+        seeds = range(first, first + scale.final_seeds)
+        final = {"final rates": [rates[k] for k in best]}
+        more = validate(setup, block, arm, final["final rates"], seeds, scale)
+        final["final tuning"] = more.tolist()
+        scores = np.concatenate([scores, more], 1)
+    means = scores.mean(1)
+    chosen = {"rate": rates[best[means.argmax()]], "validation": float(means.max())}
+    return chosen | final
 
 
 def measure(setup, block: Block, arm: Arm, rate: float, first: int, scale: Scale):
