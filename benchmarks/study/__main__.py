@@ -9,11 +9,14 @@ Each finished cell (one arm of one block) is a line in benchmarks/results/study.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +63,10 @@ def parse_options() -> argparse.Namespace:
         help="default: %(default)s, of Debian's dataset-fashion-mnist",
     )
     add("--output", type=Path, metavar="FOLDER", help="for the raw results")
+    add("--jobs", type=int, default=2, help="regimes at once, default: %(default)s")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     for name in options.only or []:
         if name not in plan.REGIMES and name != "theory":
             parser.error(f"--only must be any of {names} or theory, got {name}")
@@ -176,15 +182,15 @@ def shortened(block: Any) -> Any:
 
 
 def run_block(block, setup, results: Results, scale, advance) -> None:
+    """`advance` takes a text and how many cells are done; it may raise to stop."""
     from . import cells, claims, plan
 
     for arm in block.arms:
-        record = results.find(block.name, arm.name)
-        if record is None:
+        advance(f"{block.name}: {arm.name}", 0)
+        if results.find(block.name, arm.name) is None:
             dense = results.find(block.name, "dense") or {}
-            record = cells.run_cell(setup, block, arm, dense.get("rate"), scale)
-            results.add(record)
-        advance(f"{block.name}: {arm.name}")
+            results.add(cells.run_cell(setup, block, arm, dense.get("rate"), scale))
+        advance(f"{block.name}: {arm.name}", 1)
     for arm in claims.to_replicate(block, results.records):
         advance(f"{block.name}: {arm.name}, again", 0)
         rate = results.find(block.name, arm.name)["rate"]
@@ -196,12 +202,16 @@ def run_block(block, setup, results: Results, scale, advance) -> None:
 
 
 def run(options: argparse.Namespace, folder: Path) -> None:
+    """Runs as many regimes at once as there are jobs, each in a thread.
+
+    One program of these small networks keeps little more than one core busy.
+    """
     from . import cells, tasks, theory
 
-    readers = sources(options)
+    readers = {name: functools.cache(read) for name, read in sources(options).items()}
     blocks = chosen_blocks(options, readers)
     scale = cells.QUICK if options.quick else cells.Scale()
-    here = machine()
+    here, stopped = machine(), threading.Event()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -209,22 +219,32 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    loaded: dict[str, Any] = {}
-    total = sum(len(block.arms) for block in blocks)
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
 
-        def advance(text: str, cells: int = 1) -> None:
-            bar.update(task, advance=cells, description=f"{text[:50]:50}")
-
+    def run_regime(regime: str) -> None:
+        results = Results(folder, regime, here)
         for block in blocks:
-            results = Results(folder, block.regime, here)
-            if block.task not in loaded:
-                loaded[block.task] = readers[block.task]()
-            setup = tasks.build(
-                block.regime, block.task, loaded[block.task], options.quick
-            )
-            run_block(block, setup, results, scale, advance)
+            if block.regime == regime:
+                source = readers[block.task]()
+                setup = tasks.build(regime, block.task, source, options.quick)
+                run_block(block, setup, results, scale, advance)
+
+    def advance(text: str, cells: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        bar.update(task, advance=cells, description=f"{text[:50]:50}")
+
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=sum(len(block.arms) for block in blocks))
+        with ThreadPoolExecutor(options.jobs) as pool:
+            regimes = dict.fromkeys(block.regime for block in blocks)
+            futures = [pool.submit(run_regime, regime) for regime in regimes]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                stopped.set()  # after the cells at hand
+                pool.shutdown(cancel_futures=True)
+                raise
     if not options.only or "theory" in options.only:
         results = Results(folder, "theory", here)
         if not results.records:
