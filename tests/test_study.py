@@ -188,8 +188,11 @@ def test_noise_has_mean_and_variance_of_unbiased_lrd(keep_prob):
 
 def test_the_mask_is_on_in_its_window_only():
     for steps, on in ((1, False), (2, True), (3, True), (4, False)):
-        updates = update("LRD", steps=steps, begin=1, end=3)
+        window = {"steps": steps, "begin": 1, "end": 3}
+        updates = update("LRD", **window)
         assert bool((updates["w"] == 0).any()) == on
+        scaled = update("scaled", **window)["w"] / update("plain")["w"]
+        np.testing.assert_array_equal(scaled, 0.5 if on else 1.0)
 
 
 def test_blocks_of_a_transformer_are_its_matrices():

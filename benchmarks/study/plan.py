@@ -15,7 +15,7 @@ RATES, TUNING_SEEDS, EXTENSIONS = 7, 6, 2
 FINALISTS, FINAL_SEEDS = 3, 14  # the best rates are tried with more seeds
 TEST_SEEDS, TRANSFORMER_TEST_SEEDS = 42, 14
 FIRST_TEST_SEED, FIRST_REPLICATION_SEED = 1000, 2000
-NOISE_ON_COPIES = (0.001, 0.01, 0.03, 0.1, 0.3)
+NOISE_ON_COPIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3)
 MEMBERS, ENSEMBLES = 8, 36
 
 
@@ -57,6 +57,7 @@ CORE = (
     Arm("LRD 0.5, first 10 steps", "LRD", "LRD", 0.5, steps=10),
     Arm("LRD 0.5, first 100 steps", "LRD", "LRD", 0.5, steps=100),
     Arm("LRD 0.5, second half", "LRD", "LRD", 0.5, begin=0.5),
+    Arm("half the rate, first 100 steps", "remedy", "scaled", 0.5, steps=100),
     *(Arm(f"dropout {r}", "remedy", "dropout", dropout=r) for r in (0.1, 0.25, 0.5)),
     *(Arm(f"noise as LRD {p}", "remedy", "noise", p) for p in (0.1, 0.5)),
 )

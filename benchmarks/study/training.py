@@ -26,6 +26,7 @@ FAMILIES = (
     "LRD unbiased",
     "dropout",
     "noise",
+    "scaled",
     "LRD row",
     "LRD column",
     "LRD tensor",
@@ -115,6 +116,8 @@ def make_optimizer(
             return base
         case "noise":
             return optax.chain(base, step_noise(hyper.keep_prob, key))
+        case "scaled":  # what LRD does to the mean step, without a mask
+            return optax.chain(base, optax.scale_by_schedule(keep_prob))
         case "LRD" | "LRD unbiased":
             unbiased = family == "LRD unbiased"
             mask = learning_rate_dropout(keep_prob, key=key, unbiased=unbiased)
