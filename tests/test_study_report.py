@@ -196,7 +196,8 @@ def test_page(tmp_path):
     assert f"{len(block.arms) - 1} of {planned:,} cells are done" in page
     text = page.replace("\n", " ")
     assert "this was 5.0 to 5.0 times as fast as one by one" in text
-    for part in ("0.5 hours", "two cores", "0.10.2", "0561340", "An MLP that starts"):
+    hours = f"{36 * 2 * (len(block.arms) - 1) / 3600:.1f} hours"
+    for part in (hours, "two cores", "0.10.2", "0561340", "An MLP that starts"):
         assert part in text, part
     names = [arm.name for arm in block.arms]
     found = {row[0]: row for row in reversed(rows_of(page, ""))}  # the first of a name

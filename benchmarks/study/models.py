@@ -5,12 +5,14 @@ so that all rates are one program; the rate of `nnx.Dropout` must be a number.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 Drop = tuple[jax.Array, jax.Array] | None
+List: Any = getattr(nnx, "List", list)  # Flax below 0.12 takes plain lists
 
 
 def dropout(x: jax.Array, drop: Drop, layer: int) -> jax.Array:
@@ -28,7 +30,7 @@ class MLP(nnx.Module):
         self, inputs: int, widths: tuple[int, ...], rngs: nnx.Rngs, tanh=False
     ):
         sizes = (inputs, *widths)
-        self.layers = nnx.List(
+        self.layers = List(
             [nnx.Linear(i, o, rngs=rngs) for i, o in itertools.pairwise(sizes)]
         )
         self.head = nnx.Linear(sizes[-1], 10, rngs=rngs)
@@ -45,12 +47,8 @@ class ResidualMLP(nnx.Module):
 
     def __init__(self, inputs: int, width: int, blocks: int, rngs: nnx.Rngs):
         self.stem = nnx.Linear(inputs, width, rngs=rngs)
-        self.first = nnx.List(
-            [nnx.Linear(width, width, rngs=rngs) for _ in range(blocks)]
-        )
-        self.second = nnx.List(
-            [nnx.Linear(width, width, rngs=rngs) for _ in range(blocks)]
-        )
+        self.first = List([nnx.Linear(width, width, rngs=rngs) for _ in range(blocks)])
+        self.second = List([nnx.Linear(width, width, rngs=rngs) for _ in range(blocks)])
         self.head = nnx.Linear(width, 10, rngs=rngs)
 
     def __call__(self, x: jax.Array, drop: Drop = None) -> jax.Array:
@@ -114,10 +112,10 @@ class Mixture(nnx.Module):
     ):
         self.stem = nnx.Linear(inputs, width, rngs=rngs)
         self.router = nnx.Linear(width, experts, use_bias=False, rngs=rngs)
-        self.first = nnx.List(
+        self.first = List(
             [nnx.Linear(width, hidden, rngs=rngs) for _ in range(experts)]
         )
-        self.second = nnx.List(
+        self.second = List(
             [nnx.Linear(hidden, width, rngs=rngs) for _ in range(experts)]
         )
         self.head = nnx.Linear(width, 10, rngs=rngs)
@@ -142,7 +140,7 @@ class Transformer(nnx.Module):
         self.embed = nnx.Embed(letters, width, rngs=rngs)
         self.places = nnx.Embed(context, width, rngs=rngs)
         linear = nnx.Linear
-        self.attention = nnx.List(
+        self.attention = List(
             [
                 nnx.MultiHeadAttention(
                     num_heads=width // 16,
@@ -154,13 +152,13 @@ class Transformer(nnx.Module):
                 for _ in range(blocks)
             ]
         )
-        self.up = nnx.List(
+        self.up = List(
             [linear(width, 4 * width, use_bias=False, rngs=rngs) for _ in range(blocks)]
         )
-        self.down = nnx.List(
+        self.down = List(
             [linear(4 * width, width, use_bias=False, rngs=rngs) for _ in range(blocks)]
         )
-        self.norms = nnx.List(
+        self.norms = List(
             [nnx.LayerNorm(width, rngs=rngs) for _ in range(2 * blocks + 1)]
         )
         self.head = linear(width, letters, use_bias=False, rngs=rngs)

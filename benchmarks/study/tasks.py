@@ -318,134 +318,227 @@ def text_setup(text: data.Text, spec: TextSpec) -> Setup:
 class Sizes(NamedTuple):
     """How large the regimes are on a task."""
 
-    images: int
-    valid: int
-    passes: int
-    narrow_units: int
-    narrow_passes: int
-    full_batch: int = 300  # steps with all images
+    # The training and validation images of a run, its batches and passes.
+    images: int = 900
+    valid: int = 300
+    batch: int = 100
+    passes: int = 30
+    small: tuple[int, ...] = (32, 32)  # widths of hidden layers
+    large: tuple[int, ...] = (64, 64)
+    # What is trained before it grows, or before it is tuned for other classes.
+    narrow: tuple[int, ...] = (8,)
+    wide: tuple[int, ...] = (32,)
+    expert: int = 8
+    narrow_passes: int = 20
+    body_images: int = 400
+    body_valid: int = 100
+    # Steps with all images.
+    full_images: int = 500
+    full_steps: int = 300
+    ensemble_images: int = 300
     ensemble_steps: int = 150
-    small_passes: int = 100  # with 100 samples; half of it with 300
-    text_steps: int = 100  # four times
+    # Few samples, large batches, wrong labels.
+    few: int = 100
+    more: int = 300
+    few_batch: int = 50
+    few_passes: int = 100
+    more_passes: int = 50
+    large_batch: int = 450
+    large_passes: int = 30
+    wrong_passes: int = 60
 
 
 SIZES = {
-    "digits": Sizes(900, 300, 30, 8, 20),
-    "Fashion": Sizes(2000, 1000, 10, 16, 10),
-    "CIFAR-10": Sizes(2000, 1000, 10, 0, 0),
-    "quick": Sizes(300, 100, 2, 2, 2, 10, 10, 4, 5),
+    "digits": Sizes(),
+    "Fashion": Sizes(
+        images=2000,
+        valid=1000,
+        passes=10,
+        large=(64,),
+        narrow=(16,),
+        wide=(64,),
+        narrow_passes=10,
+        body_valid=333,
+        large_batch=1000,
+        large_passes=20,
+        wrong_passes=30,
+    ),
+    "CIFAR-10": Sizes(images=2000, valid=1000, passes=10),
+}
+# So that most regimes share their programs, which take long to compile.
+QUICK = Sizes(
+    *(100, 100, 50, 2),
+    *((4, 4), (4, 4)),
+    *((1, 1), (4, 4), 2, 2, 100, 100),
+    *(100, 10, 100, 10),
+    *(100, 100, 50, 2, 2, 50, 2, 2),
+)
+
+
+def base_spec(images: data.Images, sizes: Sizes) -> Spec:
+    network = "MLP", images.train_x.shape[-1], sizes.small
+    return Spec(network, sizes.images, sizes.valid, sizes.batch, sizes.passes)
+
+
+def few_spec(images: data.Images, sizes: Sizes) -> Spec:
+    spec = base_spec(images, sizes)
+    return spec._replace(
+        images=sizes.few, batch=sizes.few_batch, passes=sizes.few_passes
+    )
+
+
+def large_spec(images: data.Images, sizes: Sizes) -> Spec:
+    spec = base_spec(images, sizes)
+    return spec._replace(network=(*spec.network[:2], sizes.large))
+
+
+def full_spec(images: data.Images, sizes: Sizes) -> Spec:
+    spec = base_spec(images, sizes)._replace(batch=0, passes=0)
+    return spec._replace(images=sizes.full_images, steps=sizes.full_steps)
+
+
+def grown(images, sizes: Sizes, before, after, grow, noisy: str, passes=0) -> Setup:
+    spec = base_spec(images, sizes)
+    return image_setup(
+        images,
+        spec._replace(network=after, passes=passes or sizes.passes),
+        narrow=spec._replace(network=before, passes=sizes.narrow_passes),
+        grow=grow,
+        noisy=noisy,
+    )
+
+
+def copied_units(images, sizes: Sizes) -> Setup:
+    name, inputs, _ = base_spec(images, sizes).network
+    networks = (name, inputs, sizes.narrow), (name, inputs, sizes.wide)
+    return grown(images, sizes, *networks, grow_units, "layers")
+
+
+def copied_channels(images, sizes: Sizes) -> Setup:
+    networks = ("CNN", (8, 8, 1), 2), ("CNN", (8, 8, 1), 2 * GROWTH)
+    noisy, passes = "first|second", sizes.narrow_passes
+    return grown(images, sizes, *networks, grow_units, noisy, passes)
+
+
+def copied_layers(images, sizes: Sizes) -> Setup:
+    before = "residual MLP", images.train_x.shape[-1], sizes.small[0], 2
+    after = (*before[:3], 4)
+    return grown(images, sizes, before, after, grow_layers, "first|second")
+
+
+def copied_experts(images, sizes: Sizes) -> Setup:
+    before = "mixture", images.train_x.shape[-1], sizes.small[0], sizes.expert, 1
+    after = (*before[:4], GROWTH)
+    return grown(images, sizes, before, after, grow_experts, "first|second")
+
+
+def equal_weights(images, sizes: Sizes) -> Setup:
+    def grow(narrow, usual, start, key):
+        return starts.equal_weights(usual)
+
+    return image_setup(images, base_spec(images, sizes), grow=grow)
+
+
+def near_a_saddle(images, sizes: Sizes) -> Setup:
+    def grow(narrow, usual, start, key):
+        return starts.small_weights(usual)
+
+    spec = base_spec(images, sizes)
+    widths = (*sizes.small, sizes.small[0])
+    spec = spec._replace(network=("MLP, tanh", spec.network[1], widths))
+    return image_setup(images, spec, grow=grow)
+
+
+def good_start(images, sizes: Sizes) -> Setup:
+    return image_setup(images, large_spec(images, sizes))
+
+
+def full_batch(images, sizes: Sizes) -> Setup:
+    return image_setup(images, full_spec(images, sizes))
+
+
+def large_batch(images, sizes: Sizes) -> Setup:
+    spec = base_spec(images, sizes)
+    spec = spec._replace(batch=sizes.large_batch, passes=sizes.large_passes)
+    return image_setup(images, spec)
+
+
+def wrong_labels(part: float) -> Callable[[data.Images, Sizes], Setup]:
+    def setup(images, sizes):
+        spec = large_spec(images, sizes)._replace(passes=sizes.wrong_passes)
+        return image_setup(images, spec, wrong=part)
+
+    return setup
+
+
+def few_samples(images, sizes: Sizes) -> Setup:
+    return image_setup(images, few_spec(images, sizes))
+
+
+def more_samples(images, sizes: Sizes) -> Setup:
+    spec = few_spec(images, sizes)
+    return image_setup(
+        images, spec._replace(images=sizes.more, passes=sizes.more_passes)
+    )
+
+
+def fine_tuning(images, sizes: Sizes, probabilities=False) -> Setup:
+    body = base_spec(images, sizes)._replace(
+        images=sizes.body_images, valid=sizes.body_valid, passes=sizes.narrow_passes
+    )
+    return image_setup(
+        images.only(range(5, CLASSES)),
+        few_spec(images, sizes)._replace(probabilities=probabilities),
+        narrow=body,
+        narrow_images=images.only(range(5)),
+        grow=new_head,
+    )
+
+
+def stable_rates(images, sizes: Sizes) -> Setup:
+    spec = base_spec(images, sizes)
+    return image_setup(images, spec._replace(cosine=False, passes=sizes.narrow_passes))
+
+
+def full_batch_ensembles(images, sizes: Sizes) -> Setup:
+    spec = full_spec(images, sizes)._replace(probabilities=True)
+    size = {"images": sizes.ensemble_images, "steps": sizes.ensemble_steps}
+    return image_setup(images, spec._replace(**size))
+
+
+def photographs(images, sizes: Sizes) -> Setup:
+    spec = base_spec(images, sizes)
+    return image_setup(images, spec._replace(network=("CNN", (16, 16, 3), 8)))
+
+
+IMAGE_REGIMES: dict[str, Callable[[data.Images, Sizes], Setup]] = {
+    "copied units": copied_units,
+    "copied channels": copied_channels,
+    "copied layers": copied_layers,
+    "copied experts": copied_experts,
+    "equal weights": equal_weights,
+    "near a saddle": near_a_saddle,
+    "good start": good_start,
+    "full batch": full_batch,
+    "large batch": large_batch,
+    "20 % wrong labels": wrong_labels(0.2),
+    "40 % wrong labels": wrong_labels(0.4),
+    "100 samples": few_samples,
+    "300 samples": more_samples,
+    "fine-tuning": fine_tuning,
+    "stable rates": stable_rates,
+    "ensembles, full batch": full_batch_ensembles,
+    "ensembles, fine-tuning": functools.partial(fine_tuning, probabilities=True),
+    "photographs": photographs,
 }
 
 
 def build(regime: str, task: str, source: Any, quick: bool = False) -> Setup:
     """Returns the regime of the plan on data.Images or data.Text."""
-    sizes = SIZES["quick" if quick else task] if regime != "transformer" else None
-    if regime == "transformer":
-        steps = SIZES["quick"].text_steps if quick else 100
-        width, blocks = (16, 1) if quick else (32, 2)
-        spec = TextSpec(source.letters, width, blocks, 32, 16, 4, steps)
-        return text_setup(source, spec)
-    return build_images(regime, task, source, sizes, quick)
-
-
-def build_images(regime, task, images, sizes: Sizes, quick: bool) -> Setup:
-    inputs = images.train_x.shape[-1]
-    small: tuple[Any, ...] = "MLP", inputs, (4, 4) if quick else (32, 32)
-    is_digits = task == "digits"
-    large = ("MLP", inputs, (64, 64) if is_digits else (64,)) if not quick else small
-    spec = Spec(small, sizes.images, sizes.valid, 100, sizes.passes)
-    narrow = spec._replace(passes=sizes.narrow_passes)
-    units = sizes.narrow_units
-    few = spec._replace(batch=50, images=100, passes=sizes.small_passes)
-    whole = spec._replace(batch=0, passes=0)
-    old, new = images.only(range(5)), images.only(range(5, 10))
-
-    def grown(before, after, grow, noisy, passes=sizes.passes):
-        return image_setup(
-            images,
-            spec._replace(network=after, passes=passes),
-            narrow=narrow._replace(network=before),
-            grow=grow,
-            noisy=noisy,
-        )
-
-    def fine_tuning(probabilities=False):
-        body = narrow._replace(images=400, valid=sizes.valid // 3)
-        tuned = few._replace(probabilities=probabilities)
-        return image_setup(new, tuned, narrow=body, narrow_images=old, grow=new_head)
-
-    match regime:
-        case "copied units":
-            before, after = (units,), (GROWTH * units,)
-            if quick:
-                before, after = (1, 1), small[2]
-            return grown(
-                ("MLP", inputs, before), ("MLP", inputs, after), grow_units, "layers"
-            )
-        case "copied channels":
-            before, after = (
-                ("CNN", (8, 8, 1), 2),
-                ("CNN", (8, 8, 1), 8),
-            )
-            passes = sizes.narrow_passes
-            return grown(before, after, grow_units, "first|second", passes)
-        case "copied layers":
-            before = "residual MLP", inputs, small[2][0], 2
-            return grown(before, (*before[:3], 4), grow_layers, "first|second")
-        case "copied experts":
-            before = "mixture", inputs, small[2][0], 2 if quick else 8, 1
-            return grown(before, (*before[:4], GROWTH), grow_experts, "first|second")
-        case "equal weights":
-            return image_setup(
-                images,
-                spec,
-                grow=lambda _, usual, start, key: starts.equal_weights(usual),
-            )
-        case "near a saddle":
-            network = "MLP, tanh", inputs, (*small[2], small[2][0])
-            return image_setup(
-                images,
-                spec._replace(network=network),
-                grow=lambda _, usual, start, key: starts.small_weights(usual),
-            )
-        case "good start":
-            return image_setup(images, spec._replace(network=large))
-        case "full batch":
-            size = min(500, sizes.images)
-            return image_setup(
-                images, whole._replace(images=size, steps=sizes.full_batch)
-            )
-        case "large batch":
-            batch, passes = (450, 30) if is_digits else (1000, 20)
-            if quick:
-                batch, passes = 100, sizes.passes
-            return image_setup(images, spec._replace(batch=batch, passes=passes))
-        case "20 % wrong labels" | "40 % wrong labels":
-            wrong = int(regime[:2]) / 100
-            long = spec._replace(network=large, passes=2 * sizes.passes)
-            if not is_digits and not quick:
-                long = long._replace(passes=30)
-            return image_setup(images, long, wrong=wrong)
-        case "100 samples":
-            return image_setup(images, few)
-        case "300 samples":
-            return image_setup(
-                images, few._replace(images=300, passes=sizes.small_passes // 2)
-            )
-        case "fine-tuning":
-            return fine_tuning()
-        case "stable rates":
-            passes = sizes.narrow_passes
-            return image_setup(images, spec._replace(cosine=False, passes=passes))
-        case "ensembles, full batch":
-            tuned = whole._replace(images=300, steps=sizes.ensemble_steps)
-            return image_setup(images, tuned._replace(probabilities=True))
-        case "ensembles, fine-tuning":
-            return fine_tuning(probabilities=True)
-        case "photographs":
-            network = "CNN", (16, 16, 3), 8
-            return image_setup(images, spec._replace(network=network))
-    raise ValueError(f"no regime is called {regime}")
+    if regime != "transformer":
+        return IMAGE_REGIMES[regime](source, QUICK if quick else SIZES[task])
+    width, blocks, steps = (16, 1, 5) if quick else (32, 2, 100)
+    return text_setup(source, TextSpec(source.letters, width, blocks, 32, 16, 4, steps))
 
 
 def hyper_of(arm: Arm, rates: np.ndarray, steps: int) -> Hyper:
