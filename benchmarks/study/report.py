@@ -68,16 +68,17 @@ def state(study: Study) -> str:
         f"**State: {done:,} of {len(cells):,} cells are done.**",
         "(A cell is one way of training in one block.)",
         f"{again:,} cells were trained again with other seeds.",
-        f"All took {hours:.1f} hours.",
+        f"Together they took {hours:.1f} hours, some of them side by side.",
         *(f"{key}: {text or 'none yet'}." for key, text in named.items()),
     ]
     speeds = [record["speed"] for record in study.records if "speed" in record]
     if speeds:
         gains = [speed["alone"] / speed["together"] for speed in speeds]
         parts.append(
-            f"Many runs are trained in one call. Per run, this was {min(gains):.1f} to "
-            f"{max(gains):.1f} times as fast as one by one (median "
-            f"{statistics.median(gains):.1f}, measured in {len(gains)} blocks)."
+            "Many runs are trained in one call, so that an arm is compiled once. Per "
+            f"run, the call was {min(gains):.1f} to {max(gains):.1f} times as fast as "
+            f"one by one (median {statistics.median(gains):.1f}, in {len(gains)} "
+            "blocks, the time to compile left out)."
         )
     return paragraph(" ".join(parts))
 
