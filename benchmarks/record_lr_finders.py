@@ -320,16 +320,6 @@ def record_second_run() -> dict[str, Any]:
     }
 
 
-def rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
-    return value
-
-
 def record() -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in PACKAGES},
@@ -357,7 +347,7 @@ def main() -> None:
     bars = io.StringIO()
     with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
         recorded = record()
-    text = records.dumps(rounded(recorded), levels=4)
+    text = records.dumps(records.rounded(recorded, 7), levels=4)
     PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(text + "\n")
     for finder, runs in recorded["runs"].items():

@@ -1,6 +1,14 @@
-"""JSON with one record per line, so that a diff shows which record has changed."""
+"""JSON with one record per line, so that a diff shows which record has changed.
+
+And what the files of results have in common.
+"""
 
 import json
+import math
+import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -20,3 +28,34 @@ def dumps(value: Any, levels: int = 2, margin: str = "\n") -> str:
         texts = [f"{key}: {text}" for key, text in zip(keys, texts, strict=True)]
     start, end = "{}" if isinstance(value, dict) else "[]"
     return start + deeper + f",{deeper}".join(texts) + margin + end
+
+
+def rounded(value: Any, digits: int, not_finite: Callable[[float], Any] = str) -> Any:
+    """Rounds all floats in lists and dicts. JSON has no NaN and no infinity.
+
+    `not_finite` says what stands in their place.
+    """
+    if isinstance(value, dict):
+        items = value.items()
+        return {name: rounded(item, digits, not_finite) for name, item in items}
+    if isinstance(value, list):
+        return [rounded(item, digits, not_finite) for item in value]
+    if isinstance(value, float):
+        finite = math.isfinite(value)
+        return float(f"{value:.{digits}g}") if finite else not_finite(value)
+    return value
+
+
+def read_lines(file: Path) -> list[Any]:
+    """Reads a file of JSON lines. A last line without its end was cut off: left out."""
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+
+
+def processor() -> str:
+    """Returns the name of the processor."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.*)", info.read_text())
+        if found:
+            return found.group(1)
+    return platform.processor() or platform.machine()

@@ -239,14 +239,10 @@ def row(title: str, cost: Cost) -> str:
 def machine() -> dict[str, Any]:
     """Returns the device and the versions that the numbers come from."""
     device = jax.devices()[0]
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-        processor = found.group(1) if found else processor
     return {
         "device": device.device_kind,
         "platform": device.platform,
-        "processor": processor,
+        "processor": records.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -52,9 +52,10 @@ def copies(model):
     )
 
 
-def trainer(make):
+def trainer(make, scale=1.0):
     """Returns a function that trains copies: (steps with LRD, all steps) -> network."""
     graph, start = nnx.split(grow.widen(make_model(), FACTOR))
+    start = jax.tree.map(lambda x: scale * x, start)
 
     @jax.jit
     def run(lrd_steps, steps):
@@ -111,6 +112,13 @@ def test_copies_have_equal_gradients():
     ):
         for copy in part:
             np.testing.assert_allclose(copy, expected, rtol=2e-4, atol=1e-6)
+
+
+def test_lrd_gains_nothing_from_weights_that_are_all_zero():
+    trained = trainer(lambda: optax.adam(0.1), scale=0.0)(20, 20)
+    assert not np.asarray(trained.hidden.kernel[...]).any()
+    assert not np.asarray(trained.out.kernel[...]).any()
+    assert np.asarray(trained.out.bias[...]).all()  # it was trained
 
 
 @pytest.mark.parametrize("make", [lambda: optax.sgd(0.5, 0.9), lambda: optax.adam(0.1)])

@@ -31,6 +31,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from benchmarks import records
+
 ROOT = Path(__file__).parents[2]
 # At level 1 programs run as fast, and compile in two thirds of the time.
 LEVEL = 0 if "--quick" in sys.argv else 1
@@ -102,16 +104,6 @@ def sources(options: argparse.Namespace) -> dict[str, Any]:
     return readers
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines, and takes away a last line that was cut off."""
-    if not file.exists():
-        return []
-    lines = file.read_text().split("\n")
-    if lines[-1]:  # no end of line
-        file.write_text("".join(line + "\n" for line in lines[:-1]))
-    return [json.loads(line) for line in lines[:-1]]
-
-
 class Results:
     """The cells of one regime: read at the start, and appended one by one."""
 
@@ -120,7 +112,12 @@ class Results:
         name = regime.replace(" %", "").replace(",", "").replace(" ", "_")
         self.file = folder / f"{name}.jsonl"
         self.machine = machine
-        self.records = read_records(self.file)
+        self.records = []
+        if self.file.exists():
+            self.records = records.read_lines(self.file)
+            text = self.file.read_text()
+            if not text.endswith("\n"):  # take away a last line that was cut off
+                self.file.write_text(text[: text.rfind("\n") + 1])
 
     def add(self, record: dict[str, Any]) -> None:
         record = record | self.machine
@@ -149,13 +146,7 @@ def machine() -> dict[str, str]:
     commit = git("rev-parse", "--short", "HEAD")
     if git("status", "--porcelain", "--", "lrd_optax", "benchmarks/study"):
         commit += " and changes"
-    lines = Path("/proc/cpuinfo")
-    models = [
-        line.partition(":")[2].strip()
-        for line in (lines.read_text().splitlines() if lines.exists() else [])
-        if line.startswith("model name")
-    ]
-    processor = f"{len(models)} cores of {models[0]}" if models else "unknown"
+    processor = f"{os.cpu_count()} cores of {records.processor()}"
     return {"commit": commit, "processor": processor, "jax": version("jax")}
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import records
+
 from . import plan
 from .plan import Arm, Block
 from .tasks import Setup, hyper_of, keys_of, program
@@ -254,15 +256,9 @@ def record_of(block, arm, seeds, chosen, results, begin) -> Record:
     return rounded(names | chosen | {"results": values, "seconds": seconds})
 
 
-def rounded(value: Any) -> Any:
+def rounded(record: Record) -> Record:
     """Five digits are more than the seeds can tell; a file of results stays small."""
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    return value
+    return records.rounded(record, 5, lambda number: None)
 
 
 def time_alone(setup, block: Block, scale: Scale) -> Record:

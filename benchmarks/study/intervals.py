@@ -4,7 +4,6 @@
 """
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+
+from benchmarks import records
 
 from . import plan
 from .plan import Block
@@ -150,13 +151,6 @@ def values_of(cell: Record, metric: str) -> np.ndarray:
 
 
 def read(folder: Path) -> list[Record]:
-    """Reads all JSON lines; a last line that was cut off is not a result yet."""
-    records = []
-    for file in sorted(folder.glob("*.jsonl")):
-        *lines, last = file.read_text().split("\n")
-        records += [json.loads(line) for line in lines if line]
-        try:
-            records += [json.loads(last)] if last else []
-        except json.JSONDecodeError:
-            continue
-    return records
+    """Reads the records of all files; a line that was cut off is not a result yet."""
+    files = sorted(folder.glob("*.jsonl"))
+    return [record for file in files for record in records.read_lines(file)]

@@ -57,7 +57,6 @@ class Setup(NamedTuple):
     pool: Any
     draw: Callable[[list[int]], Any]  # seeds -> data, [seeds, ...]
     start: Callable[..., Any]  # kind, noise, seeds, own -> parameters, [seeds, ...]
-    worst: dict[str, float]  # what a uniform guess scores
 
 
 def make_network(network: tuple[Any, ...], rngs: nnx.Rngs) -> nnx.Module:
@@ -221,8 +220,7 @@ def image_setup(
         begin = grown(kind, noise > 0)
         return begin(trained, usual, keys_of(seeds, 5), noise)
 
-    worst = {"accuracy": 100 / CLASSES, "NLL": math.log(CLASSES)}
-    return Setup(spec, image_task(spec), pool, draw, start, worst)
+    return Setup(spec, image_task(spec), pool, draw, start)
 
 
 def grow_units(narrow, usual, start, key):
@@ -311,8 +309,7 @@ def text_setup(text: data.Text, spec: TextSpec) -> Setup:
         return usual_start(spec.network)(keys_of(own, 4))
 
     pool = TextPool(*map(jnp.asarray, text[:3]))
-    worst = {"bits": math.log2(spec.letters)}
-    return Setup(spec, text_task(spec), pool, np.array, start, worst)
+    return Setup(spec, text_task(spec), pool, np.array, start)
 
 
 class Sizes(NamedTuple):
