@@ -535,7 +535,7 @@ def build(regime: str, task: str, source: Any, quick: bool = False) -> Setup:
     if regime != "transformer":
         return IMAGE_REGIMES[regime](source, QUICK if quick else SIZES[task])
     width, blocks, steps = (16, 1, 5) if quick else (32, 2, 100)
-    return text_setup(source, TextSpec(source.letters, width, blocks, 32, 16, 4, steps))
+    return text_setup(source, TextSpec(source.letters, width, blocks, 32, 16, 3, steps))
 
 
 def hyper_of(arm: Arm, rates: np.ndarray, steps: int) -> Hyper:
