@@ -22,6 +22,7 @@ try:
         __main__,
         cells,
         data,
+        exploration,
         models,
         plan,
         starts,
@@ -61,10 +62,16 @@ def test_the_page_of_the_plan_is_the_plan_in_code():
 
 
 def test_arms_of_a_block_have_names_of_their_own():
-    for block in plan.BLOCKS:
+    for block in (*plan.BLOCKS, *exploration.BLOCKS):
         names = [arm.name for arm in block.arms]
         assert len(set(names)) == len(names)
         assert names[0] == "dense"  # the others may take its rate
+        for arm in block.arms:
+            masked = arm.family.startswith("LRD") or arm.family in (
+                "SkipUpdate",
+                "Magma",
+            )
+            assert (arm.kind == "LRD") == masked
 
 
 # Starts.
@@ -191,8 +198,11 @@ def test_the_mask_is_on_in_its_window_only():
         window = {"steps": steps, "begin": 1, "end": 3}
         updates = update("LRD", **window)
         assert bool((updates["w"] == 0).any()) == on
-        scaled = update("scaled", **window)["w"] / update("plain")["w"]
+        plain = update("plain")["w"]
+        scaled = update("scaled", **window)["w"] / plain
         np.testing.assert_array_equal(scaled, 0.5 if on else 1.0)
+        noisy = update("noise", **window)["w"]
+        assert bool((noisy != plain).any()) == on
 
 
 def test_blocks_of_a_transformer_are_its_matrices():
@@ -243,6 +253,18 @@ def test_lrd_that_keeps_all_is_dense(setup):
     dense = run(setup, plan.DENSE, runs)
     kept = run(setup, plan.Arm("LRD 1", "LRD", "LRD", 1.0), runs)
     np.testing.assert_allclose(kept.losses, dense.losses, rtol=1e-6)
+
+
+def test_dropout_is_on_in_its_window_only(setup):
+    """Of two passes with two steps each, it is on in one only."""
+    runs = [cells.Run(seed, 0.1) for seed in range(4)]
+    dense = run(setup, plan.DENSE, runs).losses
+    arm = plan.Arm("dropout", "remedy", "dropout", dropout=0.5)
+    late = run(setup, arm._replace(begin=2), runs).losses
+    np.testing.assert_allclose(late[:, 0], dense[:, 0], rtol=1e-6)
+    assert (np.abs(late[:, 1] / dense[:, 1] - 1) > 1e-3).all()
+    early = run(setup, arm._replace(steps=2), runs).losses
+    assert (np.abs(early[:, 0] / dense[:, 0] - 1) > 1e-3).all()
 
 
 def test_training_lowers_the_loss_and_diverged_runs_guess(setup):

@@ -11,7 +11,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 try:
-    from benchmarks.study import claims, intervals, plan, report
+    from benchmarks.study import claims, exploration, intervals, plan, report
 finally:
     del sys.path[0]
 
@@ -187,17 +187,19 @@ def test_page(tmp_path):
     theory = {"theory": "A law.", "cases": "p = 0.5", "expected": 1.0, "measured": 1.2}
     records.append(theory | {"error": 0.05})
     records.append(theory | {"measured": 1.0, "error": 0.0})
-    odd = cell(UNITS, "LRD 0.5") | {"block": "an odd start, digits, Adam"}
-    for arm in ("dense", "LRD 0.05"):
-        records.append(odd | {"arm": arm, "regime text": "an MLP that starts oddly"})
+    explored = exploration.BLOCKS[0]
+    for arm in ("dense", "LRD 0.1, first 3 steps"):
+        other = {"block": explored.name, "arm": arm}
+        records += [record | other for record in twice(UNITS, "dense")]
     page = page_of(records, tmp_path)
 
     planned = sum(len(block.arms) for block in plan.BLOCKS)
     assert f"{len(block.arms) - 1} of {planned:,} cells are done" in page
     text = page.replace("\n", " ")
     assert "the call was 5.0 to 5.0 times as fast as one by one" in text
-    hours = f"{36 * 2 * (len(block.arms) - 1) / 3600:.1f} hours"
-    for part in (hours, "two cores", "0.10.2", "0561340", "An MLP that starts"):
+    hours = f"{36 * 2 * (len(block.arms) - 1 + 2) / 3600:.1f} hours"
+    assert f"{len(block.arms) - 1} cells were trained again" in text
+    for part in (hours, "two cores", "0.10.2", "0561340"):
         assert part in text, part
     names = [arm.name for arm in block.arms]
     found = {row[0]: row for row in reversed(rows_of(page, ""))}  # the first of a name
@@ -217,7 +219,10 @@ def test_page(tmp_path):
     assert summary[2].endswith("**clear gain** twice (LRD 0.5)")
     assert rows_of(page, "A law.")[0][2:] == ["1", "1.2", "0.05", "+4.0"]
     assert "Of 2 rows, 1 differ" in text
-    assert rows_of(page, "LRD 0.05")  # of the exploration
+    beyond = page[page.index("## Exploration") :]
+    assert exploration.TEXTS[explored.regime][:50] in beyond
+    assert rows_of(beyond, "LRD 0.1, first 3 steps")[0][1] == "0.03"
+    assert not rows_of(page[: page.index("## Exploration")], "LRD 0.1, first 3")
     long = [line for line in page.splitlines() if len(line) > 100]
     assert all(line.startswith(("|", "<details>", "![")) for line in long), long
 

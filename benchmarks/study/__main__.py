@@ -4,6 +4,7 @@
     python -m benchmarks.study --quick              # all of it in miniature
     python -m benchmarks.study --only "copied units" "good start"
     python -m benchmarks.study --text FILE --cifar10 ARCHIVE
+    python -m benchmarks.study --explore            # what is beyond the plan
 
 Each finished cell (one arm of one block) is a line in benchmarks/results/study.
 """
@@ -44,7 +45,7 @@ os.environ["XLA_FLAGS"] = (
 def parse_options() -> argparse.Namespace:
     from examples.fashion_mnist import DEBIAN
 
-    from . import plan
+    from . import exploration, plan
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.study",
@@ -55,6 +56,7 @@ def parse_options() -> argparse.Namespace:
     add("--only", nargs="+", metavar="REGIME", help=f"any of: {names}")
     add("--quick", action="store_true", help="all of it in miniature, as a check")
     add("--plan", action="store_true", help="print the blocks of the plan, and stop")
+    add("--explore", action="store_true", help="run what is beyond the plan instead")
     add("--report", action="store_true", help="write the report only, train nothing")
     add("--text", type=Path, metavar="FILE", help="the text of the task 'text'")
     add("--cifar10", type=Path, metavar="ARCHIVE", help="tar of train/CLASS/*.jpg")
@@ -71,7 +73,7 @@ def parse_options() -> argparse.Namespace:
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     for name in options.only or []:
-        if name not in plan.REGIMES and name != "theory":
+        if name not in (*plan.REGIMES, *exploration.TEXTS, "theory"):
             parser.error(f"--only must be any of {names} or theory, got {name}")
     for file in (options.text, options.cifar10):
         if file is not None and not file.is_file():
@@ -151,11 +153,11 @@ def machine() -> dict[str, str]:
 
 
 def chosen_blocks(options: argparse.Namespace, tasks: dict[str, Any]) -> list[Any]:
-    from . import plan
+    from . import exploration, plan
 
     blocks = [
         block
-        for block in plan.BLOCKS
+        for block in (exploration if options.explore else plan).BLOCKS
         if block.task in tasks and (not options.only or block.regime in options.only)
     ]
     if options.quick:  # one block per regime, most of them with one optimizer
@@ -190,9 +192,11 @@ def run_block(block, setup, results: Results, scale, advance) -> None:
         rate = results.find(block.name, arm.name)["rate"]
         results.add(cells.replicate(setup, block, arm, rate, scale))
     # Once in each regime and task, since it takes a program of its own.
-    is_timed = block.optimizer == plan.REGIMES[block.regime][1][block.task][0]
     if scale == cells.QUICK:
         is_timed = block.regime == "good start"
+    else:
+        _, tasks = plan.REGIMES.get(block.regime, ((), {}))
+        is_timed = tasks.get(block.task, ("",))[0] == block.optimizer
     if is_timed and results.find(block.name, None) is None:
         results.add(cells.time_alone(setup, block, scale))
 
@@ -241,7 +245,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
                 stopped.set()  # after the cells at hand
                 pool.shutdown(cancel_futures=True)
                 raise
-    if not options.only or "theory" in options.only:
+    if not options.explore and "theory" in (options.only or ["theory"]):
         results = Results(folder, "theory", here)
         if not results.records:
             for record in theory.run(options.quick):

@@ -7,14 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import picture, plan
+from . import exploration, picture, plan
 from .claims import CLAIMS, NAMES, PAIRS, judge
 from .intervals import NOT_RUN, Comparison, Record, Study, read, values_of, word
-from .plan import Arm, Block
+from .plan import Block
 
 DIGITS = {"accuracy": 2, "octaves": 2, "calibration error": 2}  # 3 for others
 MACHINE = {"Processor": "processor", "JAX": "jax", "Commit": "commit"}
-KNOWN_ARMS = {arm.name: arm for block in plan.BLOCKS for arm in block.arms}
 
 
 def paragraph(text: str) -> str:
@@ -58,7 +57,9 @@ def summary_rows(
 
 def state(study: Study) -> str:
     cells = [study.find(block, arm.name) for block in plan.BLOCKS for arm in block.arms]
-    done, again = sum(map(bool, cells)), sum(k[2] == "replication" for k in study.cells)
+    planned = {block.name for block in plan.BLOCKS}
+    again = sum(k[0] in planned and k[2] == "replication" for k in study.cells)
+    done = sum(map(bool, cells))
     hours = sum(record.get("seconds", 0) for record in study.records) / 3600
     named = {
         name: "; ".join(sorted({r[key] for r in study.records if key in r}))
@@ -245,25 +246,18 @@ def regime_sections(study: Study) -> str:
     )
 
 
-def exploration(study: Study) -> str:
-    """Returns tables of blocks that are not in the plan, and so only in the records."""
-    parts = []
-    for name in dict.fromkeys(block for block, _, _ in study.cells):
-        own = [cell for key, cell in study.cells.items() if key[0] == name]
-        names = dict.fromkeys(cell["arm"] for cell in own)
-        arms = tuple(KNOWN_ARMS.get(arm) or unknown_arm(arm) for arm in names)
-        measured, ensembles = own[0]["results"], plan.metrics_of("ensembles")
-        metrics = tuple(m for m in ("accuracy", "bits", "octaves") if m in measured)
-        if set(ensembles) <= set(measured):
-            metrics = ensembles
-        regime, task, optimizer = name.rsplit(", ", 2)
-        block = Block(regime, task, optimizer, arms, metrics)
-        parts.append(section(study, name, own[0]["regime text"], [block]))
+def explored_sections(study: Study) -> str:
+    """Returns tables of the blocks beyond the plan that have run."""
+    found = {
+        regime: [b for b in exploration.BLOCKS if b.regime == regime and study.has(b)]
+        for regime in exploration.TEXTS
+    }
+    parts = [
+        section(study, regime, exploration.TEXTS[regime], blocks)
+        for regime, blocks in found.items()
+        if blocks
+    ]
     return "\n".join(parts) or f"{NOT_RUN.capitalize()}.\n"
-
-
-def unknown_arm(name: str) -> Arm:
-    return Arm(name, "LRD" if "LRD" in name else "remedy")
 
 
 def theory_table(study: Study) -> str:
@@ -296,7 +290,7 @@ def theory_line(study: Study) -> str:
     )
 
 
-def fill_page(study: Study, explored: Study, image: Path) -> str:
+def fill_page(study: Study, image: Path) -> str:
     template = Path(__file__).with_name("page.md").read_text()
     questions, wins = questions_table(study)
     return template.format(
@@ -310,14 +304,12 @@ def fill_page(study: Study, explored: Study, image: Path) -> str:
         sections=regime_sections(study),
         theory_line=theory_line(study),
         theory=theory_table(study),
-        exploration=exploration(explored),
+        exploration=explored_sections(study),
     )
 
 
 def write(folder: Path, page: Path, image: Path) -> None:
     """Reads the records in `folder`, and writes the page and its picture."""
-    records = read(folder)
-    study = Study([record for record in records if "regime text" not in record])
-    explored = Study([record for record in records if "regime text" in record])
-    page.write_text(fill_page(study, explored, image))
+    study = Study(read(folder))
+    page.write_text(fill_page(study, image))
     picture.draw(study, image)

@@ -343,6 +343,7 @@ class Sizes(NamedTuple):
     large_batch: int = 450
     large_passes: int = 30
     wrong_passes: int = 60
+    short_passes: int = 4
 
 
 SIZES = {
@@ -359,6 +360,7 @@ SIZES = {
         large_batch=1000,
         large_passes=20,
         wrong_passes=30,
+        short_passes=2,
     ),
     "CIFAR-10": Sizes(images=2000, valid=1000, passes=10),
 }
@@ -409,6 +411,10 @@ def copied_units(images, sizes: Sizes) -> Setup:
     name, inputs, _ = base_spec(images, sizes).network
     networks = (name, inputs, sizes.narrow), (name, inputs, sizes.wide)
     return grown(images, sizes, *networks, grow_units, "layers")
+
+
+def short_growth(images, sizes: Sizes) -> Setup:
+    return copied_units(images, sizes._replace(passes=sizes.short_passes))
 
 
 def copied_channels(images, sizes: Sizes) -> Setup:
@@ -527,6 +533,8 @@ IMAGE_REGIMES: dict[str, Callable[[data.Images, Sizes], Setup]] = {
     "ensembles, full batch": full_batch_ensembles,
     "ensembles, fine-tuning": functools.partial(fine_tuning, probabilities=True),
     "photographs": photographs,
+    # of exploration.py
+    "short growth": short_growth,
 }
 
 

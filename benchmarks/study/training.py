@@ -40,7 +40,7 @@ class Hyper(NamedTuple):
 
     rate: Any  # the peak of the cosine schedule
     keep_prob: Any
-    begin: Any  # the mask is on from this step ...
+    begin: Any  # the mask, noise or dropout is on from this step ...
     end: Any  # ... until before that one
     dropout: Any  # how much ordinary dropout drops
 
@@ -80,10 +80,13 @@ def is_block(params: Any) -> Any:
 
 
 def step_noise(keep_prob: Any, key: jax.Array) -> optax.GradientTransformation:
-    """Multiplies an update by 1 + s * N(0, 1): mean and variance of unbiased LRD."""
-    size = jnp.sqrt((1 - keep_prob) / keep_prob)
+    """Multiplies an update by 1 + s * N(0, 1): mean and variance of unbiased LRD.
+
+    `keep_prob` is a function of the step.
+    """
 
     def update(updates, count, params=None):
+        size = jnp.sqrt((1 - keep_prob(count)) / keep_prob(count))
         leaves, tree = jax.tree.flatten(updates)
         keys = jax.random.split(jax.random.fold_in(key, count), len(leaves))
         noisy = [
@@ -93,6 +96,11 @@ def step_noise(keep_prob: Any, key: jax.Array) -> optax.GradientTransformation:
         return tree.unflatten(noisy), count + 1
 
     return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+
+def is_on(hyper: Hyper, count: jax.Array) -> jax.Array:
+    step = count.astype(jnp.float32)
+    return (step >= hyper.begin) & (step < hyper.end)
 
 
 def make_optimizer(
@@ -107,15 +115,13 @@ def make_optimizer(
     base = OPTIMIZERS[name](rate)
 
     def keep_prob(count):
-        step = count.astype(jnp.float32)
-        on = (step >= hyper.begin) & (step < hyper.end)
-        return jnp.where(on, hyper.keep_prob, 1.0)
+        return jnp.where(is_on(hyper, count), hyper.keep_prob, 1.0)
 
     match family:
         case "plain" | "dropout":
             return base
         case "noise":
-            return optax.chain(base, step_noise(hyper.keep_prob, key))
+            return optax.chain(base, step_noise(keep_prob, key))
         case "scaled":  # what LRD does to the mean step, without a mask
             return optax.chain(base, optax.scale_by_schedule(keep_prob))
         case "LRD" | "LRD unbiased":
@@ -155,7 +161,8 @@ def make_program(task: Task, name: str, family: str) -> Callable[..., Outcome]:
             params, state, count = carry
             drop = None
             if family == "dropout":
-                drop = hyper.dropout, jax.random.fold_in(drop_key, count)
+                rate = jnp.where(is_on(hyper, count), hyper.dropout, 0.0)
+                drop = rate, jax.random.fold_in(drop_key, count)
             loss, grads = jax.value_and_grad(task.loss)(params, pool, data, batch, drop)
             updates, state = optimizer.update(grads, state, params)
             return (optax.apply_updates(params, updates), state, count + 1), loss

@@ -1,0 +1,53 @@
+"""Blocks beyond the plan: where might LRD beat the best of the other remedies?
+
+    python -m benchmarks.study --explore
+
+They were thought of after the first results of the plan, so a win here is a guess until
+fresh seeds and a second task confirm it.
+"""
+
+from .plan import Arm, Block
+
+NOISE = tuple(
+    Arm(f"start + noise {size}", "remedy", start="noise", noise=size)
+    for size in (0.01, 0.03, 0.1, 0.3, 1, 3)
+)
+FIRST = tuple(
+    Arm(f"LRD {p}, first {steps} steps", "LRD", "LRD", p, steps=steps)
+    for p in (0.1, 0.5)
+    for steps in (3, 10)
+)
+# What the plan lacks: the other remedies in the first steps only, as LRD has them.
+FIRST_REMEDIES = (
+    Arm("dropout 0.25, first 10 steps", "remedy", "dropout", steps=10, dropout=0.25),
+    *(
+        Arm(f"noise as LRD {p}, first 10 steps", "remedy", "noise", p, steps=10)
+        for p in (0.1, 0.5)
+    ),
+)
+GROWTH = (
+    Arm("dense", "dense"),
+    Arm("LRD 0.5", "LRD", "LRD", 0.5),
+    Arm("LRD 0.5 unbiased", "LRD", "LRD unbiased", 0.5),
+    *FIRST,
+    *(Arm(f"dropout {r}", "remedy", "dropout", dropout=r) for r in (0.1, 0.25)),
+    Arm("noise as LRD 0.5", "remedy", "noise", 0.5),
+    *FIRST_REMEDIES,
+    *NOISE,
+    Arm("uneven split", "remedy", start="uneven"),
+    Arm("from scratch", "reference", start="scratch"),
+)
+
+# Regime: what is trained, as the page says it.
+TEXTS = {
+    "short growth": (
+        "As copied units, but with only 4 passes on digits and 2 on Fashion after the "
+        "growth. The idea: noise large enough to separate copies damages the function, "
+        "and a short training has no time to repair it."
+    ),
+}
+BLOCKS = tuple(
+    Block("short growth", task, optimizer, GROWTH)
+    for task in ("digits", "Fashion")
+    for optimizer in ("Adam", "SGD+momentum")
+)
