@@ -202,7 +202,12 @@ def test_page(tmp_path):
     for part in (hours, "two cores", "0.10.2", "0561340"):
         assert part in text, part
     names = [arm.name for arm in block.arms]
-    found = {row[0]: row for row in reversed(rows_of(page, ""))}  # the first of a name
+    counts, tables = page.split("## Every arm")
+    assert ["LRD 0.5", "0.3", "1, 0, 0"] in rows_of(counts, "LRD 0.5")
+    assert ["dropout 0.5", "0.3", "0, 0, 1"] in rows_of(counts, "dropout 0.5")
+    found = {
+        row[0]: row for row in reversed(rows_of(tables, ""))
+    }  # the first of a name
     assert set(names) <= set(found)
     assert found["dense"][1] == "0.1 (end)"
     assert found["LRD 0.5"][1] == "0.03"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import exploration, picture, plan
-from .claims import CLAIMS, NAMES, PAIRS, judge
+from .claims import CLAIMS, NAMES, PAIRS, SADDLES, judge
 from .intervals import NOT_RUN, Comparison, Record, Study, read, values_of, word
 from .plan import Block
 
@@ -133,6 +133,36 @@ def questions_table(study: Study) -> tuple[str, str]:
             if len(names) > 1
         ]
     return table(["difference", *OUTCOMES], rows), "; ".join(wins)
+
+
+def arms_table(study: Study) -> str:
+    """Returns for each arm its tuned rate, and how often it beats dense."""
+    blocks = [b for b in plan.BLOCKS if b.metrics in (("accuracy",), ("bits",))]
+    arms = {arm.name: arm for block in blocks for arm in block.arms}
+    groups = [
+        [block for block in blocks if (block.regime in SADDLES) == symmetric]
+        for symmetric in (True, False)
+    ]
+    rows = []
+    for name in arms:
+        if name == "dense":
+            continue
+        ratios = [
+            cell["rate"] / dense["rate"]
+            for block in blocks
+            if (cell := study.find(block, name))
+            and (dense := study.find(block, "dense"))
+        ]
+        row = [name, f"{statistics.median(ratios):.2g}" if ratios else NOT_RUN]
+        for group in groups:
+            found = [study.compare(b, b.metrics[0], name, "dense") for b in group]
+            count = Counter(word(comparison) for comparison in found if comparison)
+            gains, losses = count["clear gain"], count["clear loss"]
+            between = count.total() - gains - losses
+            row.append(f"{gains}, {between}, {losses}" if count else "")
+        rows.append(row)
+    head = ["arm", "rate / dense's rate", "symmetric starts", "other regimes"]
+    return table(head, rows)
 
 
 def summary_table(study: Study) -> str:
@@ -300,6 +330,7 @@ def fill_page(study: Study, image: Path) -> str:
         questions=questions,
         wins=paragraph(f"Wins of LRD that may be claimed: {wins or 'none'}."),
         picture=image.name,
+        arms=arms_table(study),
         summary=summary_table(study),
         sections=regime_sections(study),
         theory_line=theory_line(study),
