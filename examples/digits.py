@@ -14,10 +14,8 @@ batches, so differences are paired by seed.
 
 import argparse
 import math
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -304,15 +302,8 @@ def draw(results: list[Result], path: Path) -> None:
 
 
 def write_json(results: list[Result], config: dict[str, Any], path: Path) -> None:
-    packages = ("jax", "jaxlib", "optax", "flax", "scikit-learn")
-    report = {
-        "config": config | {"batch": BATCH, "train_images": TRAIN_SIZE},
-        "versions": {name: version(name) for name in packages},
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "results": [r._asdict() for r in results],
-    }
-    write_report(report, path)
+    config = config | {"batch": BATCH, "train_images": TRAIN_SIZE}
+    write_report(config, [r._asdict() for r in results], path)
 
 
 def learning_rate(text: str) -> tuple[str, float]:

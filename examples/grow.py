@@ -33,10 +33,8 @@ width still matters.
 
 import argparse
 import itertools
-import platform
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -517,15 +515,8 @@ def main() -> None:
     config = {name: getattr(options, name) for name in names} | sizes
     config |= {"factor": FACTOR, "tolerance": TOLERANCE} | task._asdict()
     config["rates"] = {name: task.rates[name]._asdict() for name in options.optimizers}
-    packages = ("jax", "jaxlib", "optax", "flax", "scikit-learn")
-    report = {
-        "config": config,
-        "versions": {name: version(name) for name in packages},
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "results": [r._asdict() for r in results],
-    }
-    write_report(report, options.output / "grow.json")
+    rows = [r._asdict() for r in results]
+    write_report(config, rows, options.output / "grow.json")
     draw(results, task, options.output / "grow.png")
     console = Console(highlight=False)
     for name in options.optimizers:

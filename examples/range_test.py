@@ -18,7 +18,6 @@ LRD, by four schedules:
 
 import argparse
 import math
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,14 +270,12 @@ def main() -> None:
         key: getattr(options, key)
         for key in ("optimizer", "seeds", "epochs", "keep_prob", "steps")
     }
-    report = {
-        "config": config | RANGE,
-        "versions": {key: version(key) for key in ("jax", "jaxlib", "optax", "flax")},
-        "device": jax.devices()[0].device_kind,
-        "suggestions": {kind: rates._asdict() for kind, rates in suggestions.items()},
-        "results": [r._asdict() for r in results],
-    }
-    write_report(report, options.output / "range_test.json")
+    write_report(
+        config | RANGE,
+        [r._asdict() for r in results],
+        options.output / "range_test.json",
+        suggestions={kind: rates._asdict() for kind, rates in suggestions.items()},
+    )
     console.print(make_table(results))
     console.print(
         f"± is a 95 % interval over {options.seeds} seeds, of differences paired by "

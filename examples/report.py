@@ -1,15 +1,30 @@
 """Writes the results of the examples, as JSON and as pictures."""
 
 import json
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 from matplotlib.figure import Figure
 from PIL import Image  # Matplotlib depends on it
 
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "scikit-learn")
 
-def write_report(report: dict[str, Any], path: Path) -> None:
+
+def write_report(
+    config: dict[str, Any], results: list[dict[str, Any]], path: Path, **more: Any
+) -> None:
     """Writes JSON with one line per item, and one line per result."""
+    report = {
+        "config": config,
+        "versions": {name: version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.processor() or platform.machine(),
+        **more,
+        "results": results,
+    }
     # JSON has neither NaN (a run that diverged) nor infinity (a run that did not
     # escape): both become null.
     report = json.loads(json.dumps(report), parse_constant=lambda _: None)

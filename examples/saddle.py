@@ -23,7 +23,6 @@ import argparse
 import math
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -330,16 +329,11 @@ def draw(
 
 def write_json(results: Results, config: dict[str, Any], path: Path) -> None:
     rates = {name: rate for name, (_, rate) in OPTIMIZERS.items()}
-    report = {
-        "config": config | {"rates": rates, "noise": NOISE},
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
-        "device": jax.devices()[0].device_kind,
-        "results": [
-            problem._asdict() | {"optimizer": name, "arm": arm} | escapes._asdict()
-            for (problem, name, arm), escapes in results.items()
-        ],
-    }
-    write_report(report, path)
+    rows = [
+        problem._asdict() | {"optimizer": name, "arm": arm} | escapes._asdict()
+        for (problem, name, arm), escapes in results.items()
+    ]
+    write_report(config | {"rates": rates, "noise": NOISE}, rows, path)
 
 
 def parse_options() -> argparse.Namespace:
