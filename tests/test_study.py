@@ -89,6 +89,10 @@ def mixture(experts, seed=0):
     return initial(models.Mixture(INPUTS, 6, 3, experts, nnx.Rngs(seed)))
 
 
+def decoder(hidden, seed=0):
+    return initial(models.Transformer(7, 8, 16, hidden, 2, nnx.Rngs(seed)))
+
+
 def with_biases(params):
     """Biases begin at 0, which would hide a wrong one."""
     random = np.random.default_rng(5)
@@ -103,8 +107,9 @@ def with_biases(params):
     [
         (mlp(3, 2), mlp(12, 8, seed=1), X),
         (image_net(2), image_net(8, seed=1), np.ones((4, 36), np.float32) * X[:4, :1]),
+        (decoder(3), decoder(12, seed=1), np.arange(16).reshape(2, 8) % 7),
     ],
-    ids=["units", "channels"],
+    ids=["units", "channels", "decoder"],
 )
 def test_copied_units_are_the_same_function(small, large, x, shares):
     (graph, params), (wide_graph, template) = small, large
@@ -206,7 +211,7 @@ def test_the_mask_is_on_in_its_window_only():
 
 
 def test_blocks_of_a_transformer_are_its_matrices():
-    model = models.Transformer(7, 8, 16, 1, nnx.Rngs(0))
+    model = models.Transformer(7, 8, 16, 64, 1, nnx.Rngs(0))
     chosen = starts.leaves_by_name(training.is_block(nnx.state(model, nnx.Param)))
     names = [name for name, is_in in chosen.items() if is_in]
     assert len(names) == 6  # query, key, value, out, up, down

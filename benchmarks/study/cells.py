@@ -32,7 +32,7 @@ class Scale(NamedTuple):
     stable_rates: int = 24
 
     def seeds(self, block: Block) -> int:
-        if block.regime == "transformer":
+        if "bits" in block.metrics:
             return self.text_seeds
         if "calibration error" in block.metrics:
             return self.ensembles
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
 def width_of(block: Block, scale: Scale) -> int:
     """Returns how many runs one call trains, so that a program is compiled once."""
-    if block.regime == "transformer":
+    if "bits" in block.metrics:
         return scale.text_seeds
     if "calibration error" in block.metrics:
         return scale.tuning_seeds * scale.members  # one rate in a call

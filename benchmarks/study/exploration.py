@@ -45,9 +45,20 @@ TEXTS = {
         "growth. The idea: noise large enough to separate copies damages the function, "
         "and a short training has no time to repair it."
     ),
+    "grown transformer": (
+        "The decoder of the plan with only 32 hidden units in each MLP layer, trained "
+        "for 300 steps with Adam at 0.01; then each hidden unit is copied four times "
+        "and its outgoing weights are divided by four; then 200 steps."
+    ),
 }
-BLOCKS = tuple(
-    Block("short growth", task, optimizer, GROWTH)
-    for task in ("digits", "Fashion")
-    for optimizer in ("Adam", "SGD+momentum")
+BLOCKS = (
+    *(
+        Block("short growth", task, optimizer, GROWTH)
+        for task in ("digits", "Fashion")
+        for optimizer in ("Adam", "SGD+momentum")
+    ),
+    *(
+        Block("grown transformer", task, "AdamW", GROWTH, ("bits",))
+        for task in ("source", "text")
+    ),
 )

@@ -135,7 +135,13 @@ class Transformer(nnx.Module):
     """A decoder of pre-norm blocks on characters; no bias but in the norms."""
 
     def __init__(
-        self, letters: int, context: int, width: int, blocks: int, rngs: nnx.Rngs
+        self,
+        letters: int,
+        context: int,
+        width: int,
+        hidden: int,
+        blocks: int,
+        rngs: nnx.Rngs,
     ):
         self.embed = nnx.Embed(letters, width, rngs=rngs)
         self.places = nnx.Embed(context, width, rngs=rngs)
@@ -153,10 +159,10 @@ class Transformer(nnx.Module):
             ]
         )
         self.up = List(
-            [linear(width, 4 * width, use_bias=False, rngs=rngs) for _ in range(blocks)]
+            [linear(width, hidden, use_bias=False, rngs=rngs) for _ in range(blocks)]
         )
         self.down = List(
-            [linear(4 * width, width, use_bias=False, rngs=rngs) for _ in range(blocks)]
+            [linear(hidden, width, use_bias=False, rngs=rngs) for _ in range(blocks)]
         )
         self.norms = List(
             [nnx.LayerNorm(width, rngs=rngs) for _ in range(2 * blocks + 1)]
@@ -165,7 +171,7 @@ class Transformer(nnx.Module):
 
     def __call__(self, letters: jax.Array, drop: Drop = None) -> jax.Array:
         length = letters.shape[-1]
-        x = self.embed(letters) + self.places(jnp.arange(length))
+        x = self.embed(letters) + self.places(jnp.arange(length))[None]
         mask = nnx.make_causal_mask(letters)
         for number in range(len(self.up)):
             normed = self.norms[2 * number](x)

@@ -177,20 +177,51 @@ def program(spec: Spec, optimizer: str, family: str) -> Callable[..., Outcome]:
     return make_program(task, optimizer, family)
 
 
+def not_grown(narrow, usual, start, key):
+    return usual
+
+
+def starter(
+    network: tuple[Any, ...],
+    trained: Callable[[tuple[int, ...]], Any] | None,
+    grow: Callable[..., Any],
+    noisy: str,
+) -> Callable[..., Any]:
+    """Returns `start` of a setup: `grow` makes it from what is trained by seed.
+
+    `noisy` is the pattern of the names of the kernels that noise is added to. A start
+    takes `own` numbers in the place of the seeds for what is not trained before.
+    """
+
+    @functools.cache
+    def grown(name, is_noisy):
+        def one(narrow, usual, key, noise):
+            params = grow(narrow, usual, name, key)
+            return starts.add_noise(params, noise, key, noisy) if is_noisy else params
+
+        return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None)))
+
+    def start(name, noise, seeds, own):
+        usual = usual_start(network)(keys_of(own, 4))
+        if name == "scratch":
+            return usual
+        narrow = trained(tuple(seeds)) if trained else None
+        kind = name if name in ("uneven", "router") else "given"
+        return grown(kind, noise > 0)(narrow, usual, keys_of(seeds, 5), noise)
+
+    return start
+
+
 def image_setup(
     images: data.Images,
     spec: Spec,
     wrong: float = 0,
     narrow: Spec | None = None,
     narrow_images: data.Images | None = None,
-    grow: Callable[..., Any] = lambda narrow, usual, start, key: usual,
+    grow: Callable[..., Any] = not_grown,
     noisy: str = "kernel",
 ) -> Setup:
-    """`narrow` is trained first; `grow` makes the start from it and the usual start.
-
-    `noisy` is the pattern of the names of the kernels that noise is added to. A start
-    takes `own` numbers in the place of the seeds for what is not trained before.
-    """
+    """`narrow` is trained first; `grow` makes the start from it and the usual start."""
     pool = Pool(*map(jnp.asarray, (images.train_x, images.test_x, images.test_y)))
 
     def draw(seeds):
@@ -203,23 +234,8 @@ def image_setup(
         other = pool._replace(train_x=jnp.asarray(source.train_x))
         return pretrained(narrow, other, draw, list(seeds))
 
-    @functools.cache
-    def grown(name, is_noisy):
-        def one(trained, usual, key, noise):
-            params = grow(trained, usual, name, key)
-            return starts.add_noise(params, noise, key, noisy) if is_noisy else params
-
-        return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None)))
-
-    def start(name, noise, seeds, own):
-        usual = usual_start(spec.network)(keys_of(own, 4))
-        if name == "scratch":
-            return usual
-        trained = None if narrow is None else narrow_params(tuple(seeds))
-        kind = name if name in ("uneven", "router") else "given"
-        begin = grown(kind, noise > 0)
-        return begin(trained, usual, keys_of(seeds, 5), noise)
-
+    trained = None if narrow is None else narrow_params
+    start = starter(spec.network, trained, grow, noisy)
     return Setup(spec, image_task(spec), pool, draw, start)
 
 
@@ -251,6 +267,7 @@ def new_head(narrow, usual, start, key):
 class TextSpec(NamedTuple):
     letters: int
     width: int
+    hidden: int
     blocks: int
     context: int
     batch: int
@@ -259,7 +276,8 @@ class TextSpec(NamedTuple):
 
     @property
     def network(self) -> tuple[Any, ...]:
-        return "transformer", self.letters, self.context, self.width, self.blocks
+        sizes = self.width, self.hidden, self.blocks
+        return "transformer", self.letters, self.context, *sizes
 
 
 class TextPool(NamedTuple):
@@ -304,11 +322,20 @@ def text_task(spec: TextSpec) -> Task:
     )
 
 
-def text_setup(text: data.Text, spec: TextSpec) -> Setup:
-    def start(name, noise, seeds, own):
-        return usual_start(spec.network)(keys_of(own, 4))
-
+def text_setup(
+    text: data.Text, spec: TextSpec, narrow: TextSpec | None = None
+) -> Setup:
+    """`narrow` is trained first, then its units are copied."""
     pool = TextPool(*map(jnp.asarray, text[:3]))
+
+    @functools.cache
+    def narrow_params(seeds):
+        return pretrained(narrow, pool, np.array(seeds), list(seeds))
+
+    if narrow is None:
+        start = starter(spec.network, None, not_grown, "kernel")
+    else:
+        start = starter(spec.network, narrow_params, grow_units, "up|down")
     return Setup(spec, text_task(spec), pool, np.array, start)
 
 
@@ -540,10 +567,14 @@ IMAGE_REGIMES: dict[str, Callable[[data.Images, Sizes], Setup]] = {
 
 def build(regime: str, task: str, source: Any, quick: bool = False) -> Setup:
     """Returns the regime of the plan on data.Images or data.Text."""
-    if regime != "transformer":
+    if regime in IMAGE_REGIMES:
         return IMAGE_REGIMES[regime](source, QUICK if quick else SIZES[task])
     width, blocks, steps = (16, 1, 5) if quick else (32, 2, 100)
-    return text_setup(source, TextSpec(source.letters, width, blocks, 32, 16, 3, steps))
+    spec = TextSpec(source.letters, width, 4 * width, blocks, 32, 16, 3, steps)
+    if regime == "grown transformer":
+        short = spec._replace(segments=2)
+        return text_setup(source, short, spec._replace(hidden=width))
+    return text_setup(source, spec)
 
 
 def hyper_of(arm: Arm, rates: np.ndarray, steps: int) -> Hyper:
