@@ -448,3 +448,22 @@ def test_the_command_prints_the_plan_and_refuses_other_regimes():
     )
     assert wrong.returncode == 2
     assert "got bad luck" in wrong.stderr.splitlines()[-1]
+
+
+def test_the_highest_rate_that_learns_is_found(monkeypatch):
+    """Rates below it may be too slow; those that diverge never count."""
+    block = plan.Block("stable rates", "digits", "SGD", (plan.DENSE,), ("octaves",))
+    learns = {7: range(3, 6), 8: range(4), 9: range(0)}  # by seed, which of the rates
+
+    def train(setup, block, arm, runs, width):
+        rates = [run.rate for run in runs]
+        numbers = np.round(2 * np.log2(np.array(rates) / 0.01))
+        seeds = [run.seed for run in runs]
+        good = [n in learns[s] for n, s in zip(numbers, seeds, strict=True)]
+        losses = np.where(good, 0.1, np.where(numbers > 5, np.nan, 2.3))
+        return training.Outcome(None, losses[:, None], {}, {})
+
+    monkeypatch.setattr(cells, "train", train)
+    scale = cells.QUICK._replace(test_seeds=3, stable_rates=8)
+    found = cells.stable_octaves(None, block, plan.DENSE, 7, scale)["octaves"]
+    np.testing.assert_allclose(found, np.log2(0.01) + np.array([5, 3, -1]) / 2)
