@@ -157,7 +157,8 @@ def members_of(block: Block, arm: Arm, runs, scale: Scale) -> list[Run]:
 
 
 def tune(setup, block: Block, arm: Arm, scale: Scale) -> Record:
-    rates, seeds = rates_of(block, scale), range(scale.tuning_seeds)
+    rates = rates_of(block, scale)
+    seeds = range(block.first_seed, block.first_seed + scale.tuning_seeds)
     scores = validate(setup, block, arm, rates, seeds, scale)
     for _ in range(scale.extensions):
         more = beyond(rates, scores.mean(1).tolist())
@@ -180,7 +181,7 @@ def choose(setup, block: Block, arm: Arm, rates, scores, scale: Scale) -> Record
     best = np.sort(np.argsort(-scores.mean(1), kind="stable")[: scale.finalists])
     scores, final = scores[best], {}
     if block.metrics == ("accuracy",):
-        first = scale.tuning_seeds
+        first = block.first_seed + scale.tuning_seeds
         seeds = range(first, first + scale.final_seeds)
         final = {"final rates": [rates[k] for k in best]}
         more = validate(setup, block, arm, final["final rates"], seeds, scale)
@@ -228,7 +229,7 @@ def stable_octaves(setup, block: Block, arm: Arm, first: int, scale: Scale) -> R
 def run_cell(setup, block: Block, arm: Arm, dense_rate: float | None, scale: Scale):
     """Returns the record of an arm. `dense_rate` is the one chosen for dense."""
     begin = time.perf_counter()
-    first = plan.FIRST_TEST_SEED
+    first = block.first_seed + plan.FIRST_TEST_SEED
     if block.metrics == ("octaves",):
         chosen = {"rate": None, "validation": None}
         results = stable_octaves(setup, block, arm, first, scale)
@@ -244,7 +245,7 @@ def run_cell(setup, block: Block, arm: Arm, dense_rate: float | None, scale: Sca
 def replicate(setup, block: Block, arm: Arm, rate: float | None, scale: Scale):
     """Returns a record of the same arm at the same rate, with other seeds."""
     begin = time.perf_counter()
-    first = plan.FIRST_REPLICATION_SEED
+    first = block.first_seed + plan.FIRST_REPLICATION_SEED
     if block.metrics == ("octaves",):
         results = stable_octaves(setup, block, arm, first, scale)
     else:

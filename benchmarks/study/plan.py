@@ -38,6 +38,7 @@ class Block(NamedTuple):
     optimizer: str
     arms: tuple[Arm, ...]
     metrics: tuple[str, ...] = ("accuracy",)
+    first_seed: int = 0
 
     @property
     def name(self) -> str:

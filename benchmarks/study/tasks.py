@@ -562,6 +562,8 @@ IMAGE_REGIMES: dict[str, Callable[[data.Images, Sizes], Setup]] = {
     "photographs": photographs,
     # of exploration.py
     "short growth": short_growth,
+    "ensembles again, full batch": full_batch_ensembles,
+    "ensembles again, fine-tuning": functools.partial(fine_tuning, probabilities=True),
 }
 
 
