@@ -57,10 +57,11 @@ def summary_rows(
 
 def state(study: Study) -> str:
     cells = [study.find(block, arm.name) for block in plan.BLOCKS for arm in block.arms]
-    planned = {block.name for block in plan.BLOCKS}
-    again = sum(k[0] in planned and k[2] == "replication" for k in study.cells)
+    names = {block.name for block in plan.BLOCKS}  # not those of the exploration
+    planned = [cell for key, cell in study.cells.items() if key[0] in names]
+    again = sum(cell["seeds"] == "replication" for cell in planned)
     done = sum(map(bool, cells))
-    hours = sum(record.get("seconds", 0) for record in study.records) / 3600
+    hours = sum(cell["seconds"] for cell in planned) / 3600
     named = {
         name: "; ".join(sorted({r[key] for r in study.records if key in r}))
         for name, key in MACHINE.items()
@@ -69,7 +70,7 @@ def state(study: Study) -> str:
         f"**State: {done:,} of {len(cells):,} cells are done.**",
         "(A cell is one way of training in one block.)",
         f"{again:,} cells were trained again with other seeds.",
-        f"Together they took {hours:.1f} hours, some of them side by side.",
+        f"Together they took {hours:.1f} hours, two of them at a time.",
         *(f"{key}: {text or 'none yet'}." for key, text in named.items()),
     ]
     speeds = [record["speed"] for record in study.records if "speed" in record]
