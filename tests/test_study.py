@@ -67,10 +67,8 @@ def test_arms_of_a_block_have_names_of_their_own():
         assert len(set(names)) == len(names)
         assert names[0] == "dense"  # the others may take its rate
         for arm in block.arms:
-            masked = arm.family.startswith("LRD") or arm.family in (
-                "SkipUpdate",
-                "Magma",
-            )
+            masks = "LRD", "SkipUpdate", "Magma"
+            masked = arm.family.startswith(masks) and arm.keep_prob < 1
             assert (arm.kind == "LRD") == masked
 
 
@@ -216,6 +214,22 @@ def test_blocks_of_a_transformer_are_its_matrices():
     names = [name for name, is_in in chosen.items() if is_in]
     assert len(names) == 6  # query, key, value, out, up, down
     assert all("attention" in name or "up" in name or "down" in name for name in names)
+
+
+def test_scaled_matrices_are_those_of_attention_and_mlp_layers():
+    params = nnx.state(models.Transformer(7, 8, 16, 64, 1, nnx.Rngs(0)), nnx.Param)
+    numbers = hyper(keep_prob=0.25)
+    optimizer = training.make_optimizer("SGD", "scaled matrices", numbers, None, None)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    expected = jax.tree.map(
+        lambda leaf, chosen: jnp.full_like(leaf, -0.25 if chosen else -1.0),
+        params,
+        training.is_block(params),
+    )
+    chex.assert_trees_all_close(
+        updates, jax.tree.map(lambda x: x * numbers.rate, expected)
+    )
 
 
 def test_unknown_families_are_named():

@@ -48,6 +48,18 @@ ENSEMBLE = (
     Arm("starts and dropout 0.1", "remedy", "dropout", dropout=0.1, start="starts"),
 )
 
+# Magma does best in the plan. Is it the mask, the scaling by agreement, or that the
+# matrices of the layers get a lower rate than everything else?
+TRANSFORMERS = (
+    Arm("dense", "dense"),
+    Arm("Magma", "LRD", "Magma", 0.5),
+    Arm("Magma without its mask", "remedy", "Magma", 1.0),
+    *(
+        Arm(f"matrices at {part} of the rate", "remedy", "scaled matrices", part)
+        for part in (0.5, 0.25, 0.125)
+    ),
+)
+
 # Regime: what is trained, as the page says it.
 TEXTS = {
     "short growth": (
@@ -59,6 +71,11 @@ TEXTS = {
         "The decoder of the plan with only 32 hidden units in each MLP layer, trained "
         "for 300 steps with Adam at 0.01; then each hidden unit is copied four times "
         "and its outgoing weights are divided by four; then 200 steps."
+    ),
+    "transformer again": (
+        "As transformer, with other seeds. Magma makes the steps of the matrices in "
+        "attention and MLP layers smaller. These arms ask whether a lower rate for "
+        "these matrices does the same, and whether the mask of Magma is needed."
     ),
     "ensembles again, full batch": (
         "As ensembles, full batch, with other seeds, and with arms that have as much "
@@ -79,6 +96,10 @@ BLOCKS = (
     ),
     *(
         Block("grown transformer", task, "AdamW", GROWTH, ("bits",), SEED)
+        for task in ("source", "text")
+    ),
+    *(
+        Block("transformer again", task, "AdamW", TRANSFORMERS, ("bits",), SEED)
         for task in ("source", "text")
     ),
     *(

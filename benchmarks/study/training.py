@@ -27,6 +27,7 @@ FAMILIES = (
     "dropout",
     "noise",
     "scaled",
+    "scaled matrices",
     "LRD row",
     "LRD column",
     "LRD tensor",
@@ -124,6 +125,10 @@ def make_optimizer(
             return optax.chain(base, step_noise(keep_prob, key))
         case "scaled":  # what LRD does to the mean step, without a mask
             return optax.chain(base, optax.scale_by_schedule(keep_prob))
+        case "scaled matrices":
+            return optax.chain(
+                base, optax.masked(optax.scale(hyper.keep_prob), is_block)
+            )
         case "LRD" | "LRD unbiased":
             unbiased = family == "LRD unbiased"
             mask = learning_rate_dropout(keep_prob, key=key, unbiased=unbiased)
