@@ -270,6 +270,20 @@ def test_best_is_chosen_on_validation_data():
     assert row["best LRD", "best remedy"].mean == pytest.approx(0, abs=0.3)
 
 
+def test_an_ensemble_beats_one_network_without_a_claim():
+    """Both tasks are clear twice, beside dense and beside the best remedy."""
+    records = []
+    for task in ("digits", "Fashion"):
+        name = f"ensembles, full batch, {task}, Adam"
+        for arm, gain in {"dense": 0.0, "dropout 0.1": 1.0, "LRD 0.1": 4.0}.items():
+            records += twice(name, arm, gain)
+    table, wins = report.questions_table(report.Study(records))
+    assert "best LRD over dense" not in wins
+    assert "best LRD over best remedy in ensembles, full batch (accuracy;" in wins
+    assert "| best LRD - dense | 0 | 0 |" in table
+    assert "| best LRD - best remedy | 6 | 0 |" in table
+
+
 def test_missing_numbers():
     """Of runs that diverged only what is not the main metric may be missing."""
     records = [cell(UNITS, "dense"), cell(UNITS, "LRD 0.5", 2.0)]

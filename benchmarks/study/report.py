@@ -121,6 +121,7 @@ def questions_table(study: Study) -> tuple[str, str]:
             (block, metric, study.outcome(block, metric, first, second))
             for block in plan.BLOCKS
             for metric in block.metrics
+            if second != "dense" or not block.regime.startswith("ensembles")
         ]
         count = Counter(outcome for _, _, outcome in found)
         rows.append([f"{first} - {second}", *(count[name] for name in OUTCOMES)])
