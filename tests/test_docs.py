@@ -34,6 +34,17 @@ def test_links_to_files(file):
         assert (file.parent / link).exists(), link
 
 
+def test_figures_of_the_guide_stand_in_the_study():
+    """Each difference in docs/when_to_use.md is one that the study's command wrote."""
+    guide, study = (
+        " ".join((ROOT / "docs" / name).read_text().split())
+        for name in ("when_to_use.md", "study.md")
+    )
+    figures = re.findall(r"[+-][\d.]+ ± [\d.]+\d", guide)
+    assert len(figures) > 20
+    assert not [figure for figure in figures if figure not in study]
+
+
 def test_table_of_schedules():
     """Of the 18 systems each has a call, which runs, and a picture, which is there."""
     text = (ROOT / "docs" / "schedules.md").read_text()
