@@ -78,9 +78,8 @@ def state(study: Study) -> str:
         gains = [speed["alone"] / speed["together"] for speed in speeds]
         parts.append(
             "Many runs are trained in one call, so that an arm is compiled once. Per "
-            f"run, the call was {min(gains):.1f} to {max(gains):.1f} times as fast as "
-            f"one by one (median {statistics.median(gains):.1f}, in {len(gains)} "
-            "blocks, the time to compile left out)."
+            f"run, the call was {statistics.median(gains):.1f} times as fast as one by "
+            f"one (median of {len(gains)} blocks, the time to compile left out)."
         )
     return paragraph(" ".join(parts))
 
