@@ -278,17 +278,10 @@ def regime_sections(study: Study) -> str:
 
 
 def explored_sections(study: Study) -> str:
-    """Returns tables of the blocks beyond the plan that have run."""
-    found = {
-        regime: [b for b in exploration.BLOCKS if b.regime == regime and study.has(b)]
-        for regime in exploration.TEXTS
-    }
-    parts = [
-        section(study, regime, exploration.TEXTS[regime], blocks)
-        for regime, blocks in found.items()
-        if blocks
-    ]
-    return "\n".join(parts) or f"{NOT_RUN.capitalize()}.\n"
+    return "\n".join(
+        section(study, name, text, [b for b in exploration.BLOCKS if b.regime == name])
+        for name, text in exploration.TEXTS.items()
+    )
 
 
 def theory_table(study: Study) -> str:
