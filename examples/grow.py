@@ -2,7 +2,7 @@
 
     python examples/grow.py                         # about a minute on 2 CPU cores
     python examples/grow.py --quick                 # a short look
-    python examples/grow.py --data fashion-mnist    # about 4 minutes
+    python examples/grow.py --data fashion-mnist    # 4 to 8 minutes
 
 A small network is trained, then it gets 4 copies of each hidden unit, and the outgoing
 weights are divided by 4 (Net2WiderNet of Chen, Goodfellow and Shlens, 2016). It is
