@@ -279,7 +279,10 @@ def test_an_ensemble_beats_one_network_without_a_claim():
             records += twice(name, arm, gain)
     table, wins = report.questions_table(report.Study(records))
     assert "best LRD over dense" not in wins
-    assert "best LRD over best remedy in ensembles, full batch (accuracy;" in wins
+    assert (
+        "- best LRD over best remedy in ensembles, full batch (accuracy): "
+        "Fashion (LRD 0.1); digits (LRD 0.1)"
+    ) in wins
     assert "| best LRD - dense | 0 | 0 |" in table
     assert "| best LRD - best remedy | 6 | 0 |" in table
 
@@ -372,9 +375,9 @@ def test_wins_are_named_if_clear_on_two_tasks(tmp_path):
         return wins
 
     assert page(["digits"]) == ""
+    where = "in copied units (accuracy): Fashion (LRD 0.5); digits (LRD 0.5)"
     assert page(["digits", "Fashion"]) == (
-        "best LRD over dense in copied units (accuracy; Fashion, digits); "
-        "best LRD over best remedy in copied units (accuracy; Fashion, digits)"
+        f"- best LRD over dense {where}\n- best LRD over best remedy {where}"
     )
 
 

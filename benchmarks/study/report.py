@@ -124,16 +124,20 @@ def questions_table(study: Study) -> tuple[str, str]:
         ]
         count = Counter(outcome for _, _, outcome in found)
         rows.append([f"{first} - {second}", *(count[name] for name in OUTCOMES)])
-        tasks: dict[tuple[str, str], set[str]] = {}
+        gains: dict[tuple[str, str], dict[str, str]] = {}
         for block, metric, outcome in found:
             if outcome == "clear gain":
-                tasks.setdefault((block.regime, metric), set()).add(block.task)
+                tasks = gains.setdefault((block.regime, metric), {})
+                arm = study.arm(block, first)
+                tasks[block.task] = "" if arm == first else f" ({arm})"
         wins += [
-            f"{first} over {second} in {regime} ({metric}; {', '.join(sorted(names))})"
-            for (regime, metric), names in tasks.items()
-            if len(names) > 1
+            f"- {first} over {second} in {regime} ({metric}): "
+            + "; ".join(task + arm for task, arm in sorted(tasks.items()))
+            for (regime, metric), tasks in gains.items()
+            if len(tasks) > 1
         ]
-    return table(["difference", *OUTCOMES], rows), "; ".join(wins)
+    wins = [textwrap.fill(win, 100, subsequent_indent="  ") for win in wins]
+    return table(["difference", *OUTCOMES], rows), "\n".join(wins)
 
 
 def arms_table(study: Study) -> str:
@@ -322,7 +326,7 @@ def fill_page(study: Study, image: Path) -> str:
         state=state(study),
         claims=claims_table(study),
         questions=questions,
-        wins=paragraph(f"Wins of LRD that may be claimed: {wins or 'none'}."),
+        wins=wins or "- none",
         picture=image.name,
         arms=arms_table(study),
         summary=summary_table(study),
