@@ -37,16 +37,21 @@ GROWTH = (
     Arm("uneven split", "remedy", start="uneven"),
     Arm("from scratch", "reference", start="scratch"),
 )
-# Fewer of these, since a decoder takes long.
-GROWN_DECODER = tuple(
-    arm
-    for arm in GROWTH
-    if arm.name
-    in (
-        *("dense", "LRD 0.5 unbiased", "LRD 0.5, first 10 steps"),
-        *("noise as LRD 0.5, first 10 steps", "uneven split", "from scratch"),
-        *(f"start + noise {size}" for size in (0.1, 0.3, 1)),
-    )
+# Fewer of these, since a decoder takes long. LRD in the first steps is half the rate and
+# a mask, so each of the two has an arm of its own.
+GROWN_DECODER = (
+    *(
+        arm
+        for arm in GROWTH
+        if arm.name
+        in (
+            *("dense", "LRD 0.5", "LRD 0.5 unbiased", "LRD 0.5, first 10 steps"),
+            *("noise as LRD 0.5, first 10 steps", "uneven split", "from scratch"),
+            *(f"start + noise {size}" for size in (0.1, 0.3, 1)),
+        )
+    ),
+    Arm("half the rate, first 10 steps", "remedy", "scaled", 0.5, steps=10),
+    Arm("LRD 0.5 unbiased, first 10 steps", "LRD", "LRD unbiased", 0.5, steps=10),
 )
 # Ensembles of LRD 0.03 looked best in the plan, where no other arm has as much noise.
 ENSEMBLE = (
