@@ -37,8 +37,9 @@ GROWTH = (
     Arm("uneven split", "remedy", start="uneven"),
     Arm("from scratch", "reference", start="scratch"),
 )
-# Fewer of these, since a decoder takes long. LRD in the first steps is half the rate and
-# a mask, so each of the two has an arm of its own.
+
+# Fewer of these, since a decoder takes long. LRD in the first steps is half the rate
+# and a mask, so each of the two has an arm of its own.
 GROWN_DECODER = (
     *(
         arm
