@@ -205,9 +205,8 @@ def test_page(tmp_path):
     counts, tables = page.split("## Every arm")
     assert ["LRD 0.5", "0.3", "1, 0, 0"] in rows_of(counts, "LRD 0.5")
     assert ["dropout 0.5", "0.3", "0, 0, 1"] in rows_of(counts, "dropout 0.5")
-    found = {
-        row[0]: row for row in reversed(rows_of(tables, ""))
-    }  # the first of a name
+    rows = reversed(rows_of(tables, ""))  # the first of a name stays
+    found = {row[0]: row for row in rows}
     assert set(names) <= set(found)
     assert found["dense"][1] == "0.1 (end)"
     assert found["LRD 0.5"][1] == "0.03"

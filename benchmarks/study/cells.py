@@ -34,7 +34,7 @@ class Scale(NamedTuple):
     def seeds(self, block: Block) -> int:
         if "bits" in block.metrics:
             return self.text_seeds
-        if "calibration error" in block.metrics:
+        if block.is_ensemble:
             return self.ensembles
         return self.test_seeds
 
@@ -54,7 +54,7 @@ def width_of(block: Block, scale: Scale) -> int:
     """Returns how many runs one call trains, so that a program is compiled once."""
     if "bits" in block.metrics:
         return scale.text_seeds
-    if "calibration error" in block.metrics:
+    if block.is_ensemble:
         return scale.tuning_seeds * scale.members  # one rate in a call
     return scale.test_seeds
 
@@ -134,7 +134,7 @@ def validate(setup, block, arm, rates, seeds: range, scale: Scale) -> np.ndarray
     """Returns the scores on validation data, [rates, seeds]; higher is better."""
     runs = members_of(block, arm, [(s, rate) for rate in rates for s in seeds], scale)
     outcome = train(setup, block, arm, runs, width_of(block, scale))
-    if "calibration error" in block.metrics:
+    if block.is_ensemble:
         labels = np.tile(setup.draw(list(seeds)).valid_y, (len(rates), 1))
         log_probabilities = grouped(outcome.tests["valid"], labels)
         values = -ensemble_scores(log_probabilities, labels)["NLL"]
@@ -151,7 +151,7 @@ def grouped(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 def members_of(block: Block, arm: Arm, runs, scale: Scale) -> list[Run]:
     """Makes runs of (seed, rate): as many as an ensemble has, if it is one."""
-    is_ensemble = "calibration error" in block.metrics and arm.kind != "dense"
+    is_ensemble = block.is_ensemble and arm.kind != "dense"
     members = range(scale.members if is_ensemble else 1)
     return [Run(seed, rate, member) for seed, rate in runs for member in members]
 
@@ -197,7 +197,7 @@ def measure(setup, block: Block, arm: Arm, rate: float, first: int, scale: Scale
     seeds = list(range(first, first + scale.seeds(block)))
     runs = members_of(block, arm, [(seed, rate) for seed in seeds], scale)
     outcome = train(setup, block, arm, runs, width_of(block, scale))
-    if "calibration error" in block.metrics:
+    if block.is_ensemble:
         labels = np.tile(np.asarray(setup.pool.test_y), (len(seeds), 1))
         return ensemble_scores(grouped(outcome.tests["test"], labels), labels)
     extra = {

@@ -54,6 +54,7 @@ GROWN_DECODER = (
     Arm("half the rate, first 10 steps", "remedy", "scaled", 0.5, steps=10),
     Arm("LRD 0.5 unbiased, first 10 steps", "LRD", "LRD unbiased", 0.5, steps=10),
 )
+
 # Ensembles of LRD 0.03 looked best in the plan, where no other arm has as much noise.
 ENSEMBLE = (
     Arm("dense", "dense"),

@@ -44,6 +44,10 @@ class Block(NamedTuple):
     def name(self) -> str:
         return f"{self.regime}, {self.task}, {self.optimizer}"
 
+    @property
+    def is_ensemble(self) -> bool:
+        return "calibration error" in self.metrics
+
 
 DENSE = Arm("dense", "dense")
 UNTUNED = (

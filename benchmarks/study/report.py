@@ -56,20 +56,19 @@ def summary_rows(
 
 
 def state(study: Study) -> str:
-    cells = [study.find(block, arm.name) for block in plan.BLOCKS for arm in block.arms]
     names = {block.name for block in plan.BLOCKS}  # not those of the exploration
-    planned = [cell for key, cell in study.cells.items() if key[0] in names]
-    again = sum(cell["seeds"] == "replication" for cell in planned)
-    done = sum(map(bool, cells))
-    hours = sum(cell["seconds"] for cell in planned) / 3600
+    cells = [cell for key, cell in study.cells.items() if key[0] in names]
+    count = Counter(cell["seeds"] for cell in cells)
+    planned = sum(len(block.arms) for block in plan.BLOCKS)
+    hours = sum(cell["seconds"] for cell in cells) / 3600
     named = {
         name: "; ".join(sorted({r[key] for r in study.records if key in r}))
         for name, key in MACHINE.items()
     }
     parts = [
-        f"**State: {done:,} of {len(cells):,} cells are done.**",
+        f"**State: {count['test']:,} of {planned:,} cells are done.**",
         "(A cell is one way of training in one block.)",
-        f"{again:,} cells were trained again with other seeds.",
+        f"{count['replication']:,} cells were trained again with other seeds.",
         f"Together they took {hours:.1f} hours, two of them at a time.",
         *(f"{key}: {text or 'none yet'}." for key, text in named.items()),
     ]
@@ -120,7 +119,7 @@ def questions_table(study: Study) -> tuple[str, str]:
             (block, metric, study.outcome(block, metric, first, second))
             for block in plan.BLOCKS
             for metric in block.metrics
-            if second != "dense" or not block.regime.startswith("ensembles")
+            if second != "dense" or not block.is_ensemble
         ]
         count = Counter(outcome for _, _, outcome in found)
         rows.append([f"{first} - {second}", *(count[name] for name in OUTCOMES)])
@@ -143,15 +142,14 @@ def questions_table(study: Study) -> tuple[str, str]:
 def arms_table(study: Study) -> str:
     """Returns for each arm its tuned rate, and how often it beats dense."""
     blocks = [b for b in plan.BLOCKS if b.metrics in (("accuracy",), ("bits",))]
-    arms = {arm.name: arm for block in blocks for arm in block.arms}
+    names = dict.fromkeys(arm.name for block in blocks for arm in block.arms)
+    del names["dense"]
     groups = [
         [block for block in blocks if (block.regime in SADDLES) == symmetric]
         for symmetric in (True, False)
     ]
     rows = []
-    for name in arms:
-        if name == "dense":
-            continue
+    for name in names:
         ratios = [
             cell["rate"] / dense["rate"]
             for block in blocks

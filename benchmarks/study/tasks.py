@@ -525,6 +525,9 @@ def fine_tuning(images, sizes: Sizes, probabilities=False) -> Setup:
     )
 
 
+fine_tuned_ensembles = functools.partial(fine_tuning, probabilities=True)
+
+
 def stable_rates(images, sizes: Sizes) -> Setup:
     spec = base_spec(images, sizes)
     return image_setup(images, spec._replace(cosine=False, passes=sizes.narrow_passes))
@@ -558,12 +561,12 @@ IMAGE_REGIMES: dict[str, Callable[[data.Images, Sizes], Setup]] = {
     "fine-tuning": fine_tuning,
     "stable rates": stable_rates,
     "ensembles, full batch": full_batch_ensembles,
-    "ensembles, fine-tuning": functools.partial(fine_tuning, probabilities=True),
+    "ensembles, fine-tuning": fine_tuned_ensembles,
     "photographs": photographs,
     # of exploration.py
     "short growth": short_growth,
     "ensembles again, full batch": full_batch_ensembles,
-    "ensembles again, fine-tuning": functools.partial(fine_tuning, probabilities=True),
+    "ensembles again, fine-tuning": fine_tuned_ensembles,
 }
 
 
