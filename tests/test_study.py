@@ -464,6 +464,31 @@ def test_the_command_prints_the_plan_and_refuses_other_regimes():
     assert "got bad luck" in wrong.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "known"),
+    [
+        (["--only", "short growth"], "theory; got short growth"),
+        (["--explore", "--only", "good start"], "fine-tuning; got good start"),
+    ],
+)
+def test_regimes_are_those_of_the_plan_or_of_the_exploration(
+    arguments, known, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["study", *arguments])
+    with pytest.raises(SystemExit):
+        __main__.parse_options()
+    assert capsys.readouterr().err.rstrip().endswith(known)
+
+
+def test_help_names_the_regimes(monkeypatch, capsys):
+    """One of them has a percent sign, which argparse would format."""
+    monkeypatch.setattr(sys, "argv", ["study", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        __main__.parse_options()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "; 20 % wrong labels; 40 % wrong labels;" in shown
+
+
 def test_the_highest_rate_that_learns_is_found(monkeypatch):
     """Rates below it may be too slow; those that diverge never count."""
     block = plan.Block("stable rates", "digits", "SGD", (plan.DENSE,), ("octaves",))
