@@ -218,7 +218,7 @@ def sample_mask(dropout: optax.GradientTransformation, state: Any, tree: Any) ->
       Array([[ 0., -1., -1.],
              [-1.,  0.,  0.]], dtype=float32)
     """
-    if not hasattr(dropout, "update"):
+    if not (hasattr(dropout, "init") and hasattr(dropout, "update")):
         raise TypeError(
             "sample_mask takes (dropout, state, tree), where dropout is what "
             f"learning_rate_dropout returns, got {_checks.shown(dropout)} for it"
@@ -253,6 +253,11 @@ def _find(wanted: Any, state: Any) -> Any:
         raise ValueError(
             f"state must hold a {name} outside of optax.masked: "
             "pass optax.masked(...) itself as dropout"
+        )
+    if not found and kind is not tuple:
+        raise TypeError(
+            f"state must be, or hold, the {name} that init returns, as the state of a "
+            f"chain or optimizer.opt_state in Flax NNX, got {_checks.shown(state)}"
         )
     return found[0] if found else state
 

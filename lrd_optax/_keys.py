@@ -39,7 +39,13 @@ def check_key(key: KeyLike) -> None:
             raise ValueError(f"key as an int must fit in 64 bits, got {key}")
         return
     if not isinstance(key, (jax.Array, np.ndarray)):
-        raise TypeError(f"{_RULE}, got {_checks.shown(key)}")
+        hint = ""
+        if hasattr(type(key), "rng_key"):
+            hint = ": pass its field rng_key"
+        # As nnx.Rngs and its streams. (The variables of Flax NNX can be called too.)
+        elif callable(key) and not hasattr(type(key), "__jax_array__"):
+            hint = ": call it, as rngs.params(), and pass what it returns"
+        raise TypeError(f"{_RULE}, got {_checks.shown(key)}{hint}")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise ValueError(f"key must be one key, got keys of shape {key.shape}")

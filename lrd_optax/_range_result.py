@@ -73,6 +73,9 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
 
 def by_seed(result: RangeTestResult, asarray: Any) -> Any:
     """Returns the arrays of a result as ``[seeds, num_steps]``."""
+    if not isinstance(result, RangeTestResult):
+        got = _checks.shown(result)
+        raise TypeError(f"result must be what lr_range_test returns, got {got}")
     shape = np.shape(result.losses)
     if 0 in shape:
         raise ValueError(f"result must not be empty, got losses of shape {shape}")

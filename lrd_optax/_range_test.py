@@ -62,8 +62,9 @@ def lr_range_test(
       params: the initial parameters, arrays of floats, as the optimizer takes them.
       batches: a tree of arrays ``[n, batch size, ...]``: n batches, stacked. Update i
         trains on ``batches[i % n]``, so `num_steps` + 1 batches are enough to use none
-        twice. A list of batches, an iterator or a data loader will do too; its first
-        `num_steps` + 1 batches are stacked.
+        twice. A whole data set ``[examples, ...]`` would be read as batches of one
+        example: reshape it first. A list of batches, an iterator or a data loader will
+        do too; its first `num_steps` + 1 batches are stacked.
       make_optimizer: takes a schedule and returns an optimizer: ``optax.adam``, or
         ``lambda rate: optax.chain(optax.sgd(rate), learning_rate_dropout(...))``.
         The schedule is a function that returns the learning rate of the current

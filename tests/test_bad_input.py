@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from drawn_masks import mask_of
+from flax import nnx
 
 import lrd_optax
 
@@ -29,6 +30,10 @@ SAMPLE_MASK = (
     "learning_rate_dropout returns"
 )
 RULE_STATE = "state must be the LearningRateDropoutState that init returns, got"
+RULE_HELD = (
+    "state must be, or hold, the LearningRateDropoutState that init returns, as the "
+    "state of a chain or optimizer.opt_state in Flax NNX, got"
+)
 
 
 def make(keep_prob=0.5, key=0, **kwargs):
@@ -129,11 +134,50 @@ def test_bad_key(case):
     raises(error, message, lambda: make(key=key))
 
 
+# Not in the table: a key made there would start the backend at collection.
 def test_several_typed_keys():
-    # Not in the table: a key made there would start the backend at collection.
     keys = jax.random.split(jax.random.key(0), 3)
     message = "key must be one key, got keys of shape (3,)"
     raises(ValueError, message, lambda: make(key=keys))
+
+
+@pytest.mark.parametrize("name", ["Rngs", "RngStream"])
+def test_source_of_keys(name):
+    """The message says how to get a key, and that one is taken."""
+    rngs = nnx.Rngs(0)
+    source = rngs if name == "Rngs" else rngs.params
+    advice = ": call it, as rngs.params(), and pass what it returns"
+    raises(TypeError, f"{KEY}, got a {name}{advice}", lambda: make(key=source))
+    make(key=rngs.params())
+
+
+def test_state_as_key():
+    message = f"{KEY}, got a LearningRateDropoutState: pass its field rng_key"
+    raises(TypeError, message, lambda: make(key=state()))
+    make(key=state().rng_key)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_state_of_nnx():
+    """The message says which state sample_mask takes, and that one is taken."""
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    tx = optax.chain(optax.sgd(0.1), make())
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    params = nnx.state(model, nnx.Param)
+    for wrong in (nnx.state(optimizer), nnx.state(optimizer)["opt_state"]):
+        raises(
+            TypeError,
+            f"{RULE_HELD} a State",
+            lambda wrong=wrong: lrd_optax.sample_mask(make(), wrong, params),
+        )
+    mask = lrd_optax.sample_mask(make(), optimizer.opt_state, params)
+    expected = lrd_optax.sample_mask(make(), make().init(None), params)
+    chex.assert_trees_all_equal(mask, expected)
+    raises(
+        TypeError,
+        f"{SAMPLE_MASK}, got an Optimizer for it",
+        lambda: lrd_optax.sample_mask(optimizer, optimizer.opt_state, params),
+    )
 
 
 BAD_CALLS = {
@@ -254,7 +298,7 @@ BAD_CALLS = {
     "sample_mask: the words in place of the state": (
         lambda: lrd_optax.sample_mask(make(), state().rng_key, ONES),
         TypeError,
-        f"{RULE_STATE} ArrayImpl",
+        f"{RULE_HELD} uint32 of shape (2,)",
     ),
     "sample_mask: two of them in a chain": (
         lambda: lrd_optax.sample_mask(make(), (state(), [state()]), ONES),
@@ -280,7 +324,7 @@ BAD_CALLS = {
     "sample_mask: none in a chain": (
         lambda: lrd_optax.sample_mask(make(), (optax.EmptyState(),), ONES),
         TypeError,
-        f"{RULE_STATE} tuple",
+        f"{RULE_HELD} (EmptyState(),)",
     ),
     "updates: a string": (
         lambda: update({"w": ONES, "name": "linear"}),

@@ -327,3 +327,11 @@ def test_no_seeds(use):
     sentence = "result must not be empty, got losses of shape (0, 201)"
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         use(nothing)
+
+
+def test_another_result():
+    """As the band of a result, which has no losses of its own."""
+    band = lrd_optax.range_test_band(result(LOG, CURVE))
+    sentence = "result must be what lr_range_test returns, got a RangeTestBand"
+    with pytest.raises(TypeError, match=f"^{sentence}$"):
+        lrd_optax.suggest_learning_rate(band)
