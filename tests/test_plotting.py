@@ -390,28 +390,59 @@ def test_bad_input(name):
     assert not pyplot.get_fignums()
 
 
-def test_lrd_optax_does_not_import_matplotlib():
-    code = (
-        "import sys, lrd_optax; assert 'matplotlib' not in sys.modules;"
-        "sys.modules['matplotlib'] = None\n"
-        "try: import lrd_optax.plotting\n"
-        "except ImportError as error: print(error)"
-    )
+def run(code):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout == (
+    return done.stdout
+
+
+def test_plotting_is_imported_when_it_is_touched():
+    printed = run("""
+import sys, jax, optax
+before = {*sys.modules}
+import lrd_optax
+new = {name.split(".")[0] for name in {*sys.modules} - before}
+assert not new & {"matplotlib", "scipy"}, new
+assert "plotting" in dir(lrd_optax)
+try: lrd_optax.plot
+except AttributeError as error: print(error)
+from matplotlib.figure import Figure
+mask = jax.numpy.ones((2, 2), bool)
+print(lrd_optax.plotting.plot_mask(mask, ax=Figure().subplots()).get_title())
+""")
+    assert printed.splitlines() == [
+        "module 'lrd_optax' has no attribute 'plot'",
+        "kept: 4 of 4 (100.0 %)",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "scipy"])
+def test_without_matplotlib(missing):
+    """It says what to install, and help works all the same."""
+    printed = run(f"""
+import pydoc, sys, lrd_optax
+sys.modules[{missing!r}] = None
+assert "plotting" not in dir(lrd_optax)
+assert "lrd_optax" in pydoc.render_doc(lrd_optax)
+try: lrd_optax.plotting
+except ImportError as error: print(error)
+try: from lrd_optax import plotting
+except ImportError as error: print(error)
+""")
+    sentence = (
         "lrd_optax.plotting needs matplotlib and scipy, which the extra plot installs: "
-        "pip install '.[plot]' in a clone of lrd_optax\n"
+        "pip install '.[plot]' in a clone of lrd_optax"
     )
+    assert printed.splitlines() == [sentence] * 2
 
 
 def test_drawing_on_an_axes_needs_no_backend():
     """pyplot, which chooses one, is imported only to make a figure."""
-    code = (
-        "import sys; from lrd_optax import plotting;"
-        "from matplotlib.figure import Figure;"
-        "plotting.plot_schedules({'a': 0.1}, 3, ax=Figure().subplots());"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run("""
+import sys
+from lrd_optax import plotting
+from matplotlib.figure import Figure
+plotting.plot_schedules({'a': 0.1}, 3, ax=Figure().subplots())
+assert 'matplotlib.pyplot' not in sys.modules
+""")
