@@ -101,7 +101,7 @@ def lr_range_test(
       >>> result = lrd_optax.lr_range_test(
       ...     loss_fn, jnp.zeros(()), batches, optax.sgd, min_value=1e-4, max_value=10)
       >>> print(f"{lrd_optax.suggest_learning_rate(result):.2f}")
-      0.03
+      0.08
 
     References:
       Smith, `Cyclical Learning Rates for Training Neural Networks

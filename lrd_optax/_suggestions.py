@@ -36,10 +36,13 @@ class _Curve(NamedTuple):
 
 def suggest_learning_rate(
     result: RangeTestResult,
-    method: Literal["steepest", "valley", "min_over_10"] = "steepest",
+    method: Literal["peak", "steepest", "valley", "min_over_10"] = "peak",
 ) -> float:
     """Returns a learning rate that the curve of a range test suggests.
 
+    * ``"peak"``: where nine tenths of the whole fall are done, the peak of
+      :func:`suggest_cycle`. Of the four, it led to the lowest median loss with each of
+      three optimizers (see the page on the range test).
     * ``"steepest"``: where the lowest smoothed loss so far falls fastest, by its slope
       against the logarithm of the learning rate. (The loss itself is steep on the way
       down from a spike too.)
@@ -47,7 +50,8 @@ def suggest_learning_rate(
       where a tenth of the whole fall is done to the lowest point.
     * ``"min_over_10"``: a tenth of the rate where the smoothed loss is lowest.
 
-    Take it as the start of a search, not as its end.
+    Take it as the start of a search, not as its end: the best rate may be several times
+    as high.
 
     Args:
       result: the result of :func:`lr_range_test`. Under ``vmap``, the mean over the
@@ -62,6 +66,19 @@ def suggest_learning_rate(
       ValueError: if `method` is none of these, or the curve gives no answer. The
         message says why: too few points are valid, or the loss never falls by more than
         its noise, still falls at the last rate, or falls fastest at one end.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, lrd_optax, optax
+      >>> def loss_fn(params, batch): return jnp.mean((params - batch) ** 2)
+      >>> batches = 3 + jax.random.normal(jax.random.key(0), (101, 1000))
+      >>> result = lrd_optax.lr_range_test(
+      ...     loss_fn, jnp.zeros(()), batches, optax.sgd, min_value=1e-4, max_value=10)
+      >>> for method in ("peak", "steepest", "valley", "min_over_10"):
+      ...     print(f"{lrd_optax.suggest_learning_rate(result, method):.3f}", method)
+      0.076 peak
+      0.027 steepest
+      0.034 valley
+      0.043 min_over_10
     """
     _checks.choice("method", method, _METHODS)
     return float(np.exp(_METHODS[method](_curve(result))))
@@ -173,6 +190,10 @@ def _check_ends(curve: _Curve, first: bool, last: bool) -> None:
     raise ValueError(f"the loss {fault} (the rates are {curve.ends})")
 
 
+def _peak(curve: _Curve) -> float:
+    return float(curve.logs[_fall_ends(curve)[1]])
+
+
 def _steepest(curve: _Curve) -> float:
     falls = curve.slopes[curve.bottom] < _FLAT * curve.slopes.min()
     _check_ends(curve, first=True, last=bool(falls))
@@ -188,4 +209,9 @@ def _min_over_10(curve: _Curve) -> float:
     return float(curve.logs[curve.bottom] - np.log(10))
 
 
-_METHODS = {"steepest": _steepest, "valley": _valley, "min_over_10": _min_over_10}
+_METHODS = {
+    "peak": _peak,
+    "steepest": _steepest,
+    "valley": _valley,
+    "min_over_10": _min_over_10,
+}

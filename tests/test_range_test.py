@@ -469,7 +469,7 @@ def test_suggestions_do_not_depend_on_divergence(divergence):
         data, kw = batches(101), {"num_steps": 100, "max_value": max_value}
         usual = range_test(data=data, **kw)
         other = range_test(data=data, divergence=divergence, **kw)
-        for method in ("steepest", "valley", "min_over_10"):
+        for method in ("peak", "steepest", "valley", "min_over_10"):
             expected = lrd_optax.suggest_learning_rate(usual, method)
             found = lrd_optax.suggest_learning_rate(other, method)
             window = (max_value / 1e-3) ** 0.05
@@ -494,7 +494,10 @@ def test_one_odd_batch(step, size):
         for each in (0 * extra, extra)
     ]
     usual, odd = (
-        [lrd_optax.suggest_learning_rate(each), *lrd_optax.suggest_cycle(each)]
+        [
+            lrd_optax.suggest_learning_rate(each, "steepest"),
+            *lrd_optax.suggest_cycle(each),
+        ]
         for each in found
     )
     np.testing.assert_allclose(odd, usual, rtol=0.3)

@@ -15,7 +15,7 @@ import lrd_optax
 import lrd_optax.plotting
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "lr_finders.json").read_text())
-METHODS = ["steepest", "valley", "min_over_10"]
+METHODS = ["peak", "steepest", "valley", "min_over_10"]
 
 
 def result(rates, losses, valid=None):
@@ -44,7 +44,9 @@ CURVE = fall(LOG, 0.01)
 @pytest.mark.parametrize("center", [0.003, 0.01, 0.02])
 def test_known_curve(center):
     curve = fall(LOG, center)
-    steepest, valley, tenth, base, peak = every(result(LOG, curve))
+    found = result(LOG, curve)
+    suggested, steepest, valley, tenth, base, peak = every(found)
+    assert suggested == lrd_optax.suggest_learning_rate(found) == peak
     step = LOG[1] / LOG[0]
     assert center / step <= steepest <= center * step
     bottom = LOG[curve.argmin()]
@@ -60,9 +62,8 @@ def test_slope_is_against_the_logarithm():
     """On evenly spaced rates too, where by index or by rate another one is steepest."""
     rates = np.linspace(1e-4, 1, 2001)
     curve = fall(rates, 0.02)
-    assert lrd_optax.suggest_learning_rate(result(rates, curve)) == pytest.approx(
-        0.02, rel=0.05
-    )
+    steepest = lrd_optax.suggest_learning_rate(result(rates, curve), "steepest")
+    assert steepest == pytest.approx(0.02, rel=0.05)
     by_index = rates[np.gradient(curve).argmin()]
     assert by_index < 0.01
     valley = lrd_optax.suggest_learning_rate(result(rates, curve), "valley")
@@ -147,7 +148,7 @@ def test_spread_over_seeds_is_small():
         return np.std(np.log10(found))
 
     singles = [jax.tree.map(lambda x, i=i: np.asarray(x[i]), runs) for i in range(64)]
-    smooth = [lrd_optax.suggest_learning_rate(run) for run in singles]
+    smooth = [lrd_optax.suggest_learning_rate(run, "steepest") for run in singles]
     rough = [run.learning_rates[np.gradient(run.losses).argmin()] for run in singles]
     assert spread(smooth) < 0.25 < 3 * 0.25 < spread(rough)
     bases, peaks = np.transpose([lrd_optax.suggest_cycle(run) for run in singles])
@@ -176,7 +177,7 @@ def test_other_finders_where_they_are_right(name):
     """
     step = 10**0.06 * 1.001  # from one rate to the next
     found, theirs = recorded("torch-lr-finder", name)
-    ours = lrd_optax.suggest_learning_rate(found)
+    ours = lrd_optax.suggest_learning_rate(found, "steepest")
     assert ours == pytest.approx(theirs["steepest"], rel=1e-5)
     found, theirs = recorded("fastai", name)
     for method, name in {"steepest": "steep", "min_over_10": "minimum"}.items():
@@ -220,7 +221,7 @@ NO_ANSWER = {
     ),
     "falls from the beginning": (
         np.exp(-1.5e4 * LOG) + LOG,
-        ["steepest", "valley"],
+        ["peak", "steepest", "valley"],
         "the loss falls fast from the first learning rate on: lower min_value "
         "(the rates are from 0.0001 to 1)",
     ),
@@ -269,7 +270,8 @@ def test_fall_beside_noise():
 def test_few_points(number):
     """The curve itself is no noise."""
     rates = np.geomspace(1e-4, 1, number)
-    found = lrd_optax.suggest_learning_rate(result(rates, fall(rates, 0.01)))
+    found = result(rates, fall(rates, 0.01))
+    found = lrd_optax.suggest_learning_rate(found, "steepest")
     assert 0.003 < found < 0.04
 
 
@@ -293,23 +295,26 @@ def test_smoothed_fall_to_the_end(power):
                 max_value=1.0,
                 num_steps=number,
             )
-            with pytest.raises(ValueError, match=says):
-                lrd_optax.suggest_learning_rate(found)
+            for method in ("peak", "steepest"):
+                with pytest.raises(ValueError, match=says):
+                    lrd_optax.suggest_learning_rate(found, method)
 
 
 def test_steepest_needs_no_end_of_the_fall():
     """The loss may still fall at the last rate, if it falls much slower there."""
     curve = fall(LOG, 0.01, limit=1e9)
     assert curve.argmin() == 200
-    found = lrd_optax.suggest_learning_rate(result(LOG, curve))
+    found = lrd_optax.suggest_learning_rate(result(LOG, curve), "steepest")
     assert found == pytest.approx(0.01, rel=0.05)
+    with pytest.raises(ValueError, match="still falls at the last"):
+        lrd_optax.suggest_learning_rate(result(LOG, curve), "peak")
 
 
 @pytest.mark.parametrize("method", ["best", ["steepest"]])
 def test_method_is_checked(method):
     with pytest.raises(ValueError, match=r"^method must") as caught:
         lrd_optax.suggest_learning_rate(result(LOG, CURVE), method)
-    rule = "method must be one of 'steepest', 'valley', 'min_over_10'"
+    rule = "method must be one of 'peak', 'steepest', 'valley', 'min_over_10'"
     assert str(caught.value) == f"{rule}, got {method!r}"
 
 

@@ -117,7 +117,7 @@ def plot_range_test(
       ...     loss_fn, jnp.zeros(()), batches, optax.sgd, min_value=1e-4, max_value=10)
       >>> ax = plotting.plot_range_test(
       ...     result,
-      ...     marks={"steepest": lrd_optax.suggest_learning_rate(result)},
+      ...     marks={"steepest": lrd_optax.suggest_learning_rate(result, "steepest")},
       ...     cycle=lrd_optax.suggest_cycle(result))
     """
     band = range_test_band(result)
