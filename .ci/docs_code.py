@@ -1,0 +1,24 @@
+"""Writes the Python code of README.md and docs/ to one file per page, for type checkers.
+
+python .ci/docs_code.py FOLDER
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CODE = re.compile(r"^```(?:python|\{code-cell\})\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        blocks = CODE.findall(page.read_text())
+        if blocks and "_build" not in page.parts:
+            code = "\n\n".join(blocks).replace(";\n", "\n")
+            (folder / f"{page.stem}_page.py").write_text(code)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
