@@ -12,12 +12,17 @@ train at once, by `vmap`. The arms of one seed share its initial weights and its
 batches, so differences are paired by seed.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.digits()
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +31,6 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
-from options import check_keep_prob, make_folder
 from report import save_picture, write_report
 from rich import box, progress
 from rich.console import Console
@@ -38,13 +42,12 @@ from sklearn.model_selection import train_test_split
 import lrd_optax
 
 TRAIN_SIZE, BATCH = 1200, 100
-# These rates did best with the dense arm on a held-out quarter of the training set.
-OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
-    "sgdm": (lambda rate: optax.sgd(rate, momentum=0.9), 0.2),
-    "rmsprop": (lambda rate: optax.rmsprop(rate, decay=0.99), 0.005),
-    "adam": (optax.adam, 0.03),
-    "amsgrad": (optax.amsgrad, 0.03),
-    "radam": (optax.radam, 0.08),
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgdm": lambda rate: optax.sgd(rate, momentum=0.9),
+    "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.99),
+    "adam": optax.adam,
+    "amsgrad": optax.amsgrad,
+    "radam": optax.radam,
 }
 STYLES = {  # colors of Okabe and Ito
     "dense": {"color": "#0072B2", "linestyle": "-"},
@@ -128,7 +131,7 @@ def batch_orders(seed: int, epochs: int) -> np.ndarray:
 
 
 def make_optimizer(arm: Arm, rate: Any, keep_prob: float, key: jax.Array):
-    base = OPTIMIZERS[arm.optimizer][0](rate)
+    base = OPTIMIZERS[arm.optimizer](rate)
     if arm.kind != "LRD":
         return base
     return optax.chain(base, lrd_optax.learning_rate_dropout(keep_prob, key=key))
@@ -306,76 +309,33 @@ def write_json(results: list[Result], config: dict[str, Any], path: Path) -> Non
     write_report(config, [r._asdict() for r in results], path)
 
 
-def learning_rate(text: str) -> tuple[str, float]:
-    name, _, number = text.partition("=")
-    try:
-        rate = float(number)
-    except ValueError:
-        rate = math.nan
-    if name not in OPTIMIZERS or not 0 < rate < math.inf:
-        names = ", ".join(OPTIMIZERS)
-        rule = f"must be OPTIMIZER=RATE, one of {names} and a number above 0"
-        raise argparse.ArgumentTypeError(f"{rule}, got {text}")
-    return name, rate
-
-
-def parse_options() -> argparse.Namespace:
-    names, folder = list(OPTIMIZERS), Path("results/digits")
-    rates = ", ".join(f"{name}={rate:g}" for name, (_, rate) in OPTIMIZERS.items())
-    rates = f"OPTIMIZER=RATE, default: {rates}"
-    choices = f"any of {', '.join(names)}; default: all"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add, several = parser.add_argument, {"nargs": "+", "metavar": "X"}
-    add("--optimizers", choices=names, default=names, help=choices, **several)
-    add("--learning-rates", type=learning_rate, default=[], help=rates, **several)
-    add("--keep-prob", type=float, default=0.5, help="for LRD, default: 0.5")
-    add("--seeds", type=int, help="default: 16, with --quick 4")
-    add("--epochs", type=int, help="default: 30, with --quick 6")
-    add("--no-control", action="store_true", help="leave out the control arm")
-    add("--quick", action="store_true", help="few seeds and epochs, for a first look")
-    add("--output", type=Path, default=folder, help=f"output folder, default: {folder}")
-    options = parser.parse_args()
-    defaults = (4, 6) if options.quick else (16, 30)
-    options.seeds = defaults[0] if options.seeds is None else options.seeds
-    options.epochs = defaults[1] if options.epochs is None else options.epochs
-    check_keep_prob(parser, options.keep_prob)
-    if options.seeds < 2 or options.epochs < 1:
-        got = f"{options.seeds} and {options.epochs}"
-        parser.error(f"--seeds must be at least 2 and --epochs at least 1, got {got}")
-    make_folder(parser, options.output)
-    return options
-
-
 def main() -> None:
-    options = parse_options()
-    default_rates = {name: rate for name, (_, rate) in OPTIMIZERS.items()}
-    rates = default_rates | dict(options.learning_rates)
+    args = options.digits()
+    rates = options.RATES | dict(args.learning_rates)
     arms = []
-    for name in dict.fromkeys(options.optimizers):
+    for name in dict.fromkeys(args.optimizers):
         arms.append(Arm(name, "dense", rates[name]))
-        if not options.no_control:
-            arms.append(Arm(name, "control", rates[name] * options.keep_prob))
+        if not args.no_lower_rate:
+            arms.append(Arm(name, "control", rates[name] * args.keep_prob))
         arms.append(Arm(name, "LRD", rates[name]))
-    config = {name: getattr(options, name) for name in ("seeds", "epochs", "keep_prob")}
+    config = {name: getattr(args, name) for name in ("seeds", "epochs", "keep_prob")}
     results = summarize(arms, train(arms, **config))
-    write_json(results, config, options.output / "digits.json")
-    draw(results, options.output / "digits.png")
     console = Console(highlight=False)
     console.print(make_table(results))
     console.print(
         "control is dense at keep_prob x the rate, which gives the mean step of LRD;"
-        f" ± is a 95 % interval over {options.seeds} seeds; accuracy is on the test"
+        f" ± is a 95 % interval over {args.seeds} seeds; accuracy is on the test"
         " set; LRD-this is the accuracy of LRD minus this arm's, paired by seed; train"
         f" loss is the mean of the last epoch; ms/step is one step of all"
-        f" {options.seeds} seeds together, {BATCH} images each, without compilation."
+        f" {args.seeds} seeds together, {BATCH} images each, without compilation."
     )
-    console.print(
-        f"\n{verdict(results)}\n\nWrote {options.output}/digits.png and .json"
+    console.print(f"\n{verdict(results)}\n")
+    options.save(
+        args.output / "digits.json", lambda path: write_json(results, config, path)
     )
+    options.save(args.output / "digits.png", lambda path: draw(results, path))
+    console.print(f"Wrote {args.output}/digits.png and .json")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
+    main()

@@ -31,12 +31,18 @@ digits are so few that the narrow network soon fits them. So it grows early, whe
 width still matters.
 """
 
-import argparse
 import itertools
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.grow()
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +53,6 @@ from fashion_mnist import DEBIAN, load_folder
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
-from options import check_keep_prob, make_folder
 from report import save_picture, write_report
 from rich import box, progress
 from rich.console import Console
@@ -362,12 +367,23 @@ def summarize(
 
 
 def load(data: str) -> tuple[Data, Task]:
+    """Returns the data and the task; ends the program if they cannot be read."""
     if data == "digits":
         train_x, test_x, *labels = load_data()
         flat = (x.reshape(len(x), -1) for x in (train_x, test_x))
         return Data(*flat, *(y.astype(np.int32) for y in labels)), TASKS["digits"]
-    folder = DEBIAN if data == "fashion-mnist" else Path(data)
-    return Data(*load_folder(folder)), TASKS["fashion-mnist"]
+    folder, task = (
+        DEBIAN if data == "fashion-mnist" else Path(data),
+        TASKS["fashion-mnist"],
+    )
+    try:
+        loaded = Data(*load_folder(folder))
+    except ValueError as error:
+        hint = "; Debian's package dataset-fashion-mnist has these files"
+        sys.exit(f"--data: {error}{hint * (data == 'fashion-mnist')}")
+    if len(loaded.train_y) < task.batch:
+        sys.exit(f"--data must have {task.batch} images or more, got {data}")
+    return loaded, task
 
 
 def make_table(results: list[Result]) -> Table:
@@ -474,68 +490,37 @@ def draw(results: list[Result], task: Task, path: Path) -> None:
     save_picture(figure, path, dpi=150)
 
 
-def parse_options() -> tuple[argparse.Namespace, Data, Task]:
-    names, folder = list(OPTIMIZERS), Path("results/grow")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    data = "digits, fashion-mnist (of Debian's package dataset-fashion-mnist), or a "
-    data += "folder with the four files of MNIST or the like; default: digits"
-    add("--data", default="digits", help=data)
-    several = {"nargs": "+", "metavar": "X", "choices": names, "default": names}
-    add("--optimizers", help=f"any of {', '.join(names)}; default: all", **several)
-    add("--keep-prob", type=float, default=0.5, help="for LRD, default: 0.5")
-    add("--seeds", type=int, help="default: 16, with --quick 4")
-    add("--quick", action="store_true", help="few seeds and steps, for a first look")
-    add("--output", type=Path, default=folder, help=f"output folder, default: {folder}")
-    options = parser.parse_args()
-    if options.seeds is None:
-        options.seeds = 4 if options.quick else 16
-    options.optimizers = list(dict.fromkeys(options.optimizers))
-    check_keep_prob(parser, options.keep_prob)
-    if options.seeds < 2:
-        parser.error(f"--seeds must be at least 2, got {options.seeds}")
-    try:
-        data, task = load(options.data)
-    except ValueError as error:
-        hint = "; Debian's package dataset-fashion-mnist has these files"
-        parser.error(f"--data: {error}{hint * (options.data == 'fashion-mnist')}")
-    if len(data.train_y) < task.batch:
-        parser.error(f"--data: {options.data} has fewer than {task.batch} images")
-    task = task._replace(wide_steps=240) if options.quick else task
-    make_folder(parser, options.output)
-    return options, data, task
-
-
 def main() -> None:
-    options, data, task = parse_options()
-    shared = options.optimizers, options.seeds, options.keep_prob
+    args = options.grow()
+    data, task = load(args.data)
+    task = task._replace(wide_steps=240) if args.quick else task
+    shared = args.optimizers, args.seeds, args.keep_prob
     results = summarize(train_all(data, task, *shared), task)
     sizes = {"train_images": len(data.train_y), "test_images": len(data.test_y)}
     names = ("data", "optimizers", "seeds", "keep_prob", "quick")
-    config = {name: getattr(options, name) for name in names} | sizes
+    config = {name: getattr(args, name) for name in names} | sizes
     config |= {"factor": FACTOR, "tolerance": TOLERANCE} | task._asdict()
-    config["rates"] = {name: task.rates[name]._asdict() for name in options.optimizers}
-    rows = [r._asdict() for r in results]
-    write_report(config, rows, options.output / "grow.json")
-    draw(results, task, options.output / "grow.png")
+    config["rates"] = {name: task.rates[name]._asdict() for name in args.optimizers}
     console = Console(highlight=False)
-    for name in options.optimizers:
+    for name in args.optimizers:
         console.print(make_table([r for r in results if r.optimizer == name]))
     console.print(
         f"{task.hidden} hidden units became {FACTOR * task.hidden} after "
         f"{task.narrow_steps} steps, and {task.wide_steps} steps followed; accuracy is "
-        f"on the test set; ± is a 95 % interval over {options.seeds} seeds, of "
+        f"on the test set; ± is a 95 % interval over {args.seeds} seeds, of "
         "differences paired by seed; first loss is the test loss right after "
         "growth, and for the narrow network right before it; units are the hidden "
         "units that differ, that many steps after growth. The best noise is the best "
         "of five sizes on the test set, which favors noise."
-        f"\n\n{verdict(results)}\n\n"
-        f"Wrote {options.output}/grow.png and .json"
+        f"\n\n{verdict(results)}\n"
     )
+    rows = [r._asdict() for r in results]
+    options.save(
+        args.output / "grow.json", lambda path: write_report(config, rows, path)
+    )
+    options.save(args.output / "grow.png", lambda path: draw(results, task, path))
+    console.print(f"Wrote {args.output}/grow.png and .json")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
+    main()

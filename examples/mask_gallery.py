@@ -7,19 +7,22 @@ Each row is one call of learning_rate_dropout, each column a step. The tree is o
 matrix. In the row "tensor" it is six small matrices.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.mask_gallery()
 
 import jax.numpy as jnp
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from options import make_folder
 
 import lrd_optax
 from lrd_optax import plotting
 
-FOLDER = Path("results/masks")
 STEPS = 4
 MATRIX = jnp.ones((6, 10))
 SIX = [jnp.ones((3, 3))] * 6
@@ -95,17 +98,10 @@ def draw(key: int, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--key", type=int, default=0, help="default: 0")
-    parser.add_argument(
-        "--output", type=Path, default=FOLDER, help=f"default: {FOLDER}"
-    )
-    args = parser.parse_args()
-    make_folder(parser, args.output)
-    draw(args.key, args.output / "masks.png")
-    print(f"Masks in four steps: {args.output / 'masks.png'}")
+    args = options.mask_gallery()
+    path = args.output / "masks.png"
+    options.save(path, lambda path: draw(args.key, path))
+    print(f"Masks in four steps: {path}")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,18 @@ The batch is split over all devices, and so are parameters, optimizer state and 
 global array, not on which process holds which shard. So nothing is sent for it.
 """
 
-import argparse
 import hashlib
 import os
-import re
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.multi_process()
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +108,12 @@ def start_processes(number: int) -> None:
     devices = str(LOCAL_DEVICES // number)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": devices}
     command = [sys.executable, *sys.argv, "--coordinator", coordinator, "--process-id"]
+    # In groups of their own, where Ctrl-C does not reach them: this process stops them.
     processes = [
-        subprocess.Popen([*command, str(i)], env=environment) for i in range(number)
+        subprocess.Popen([*command, str(i)], env=environment, process_group=0)
+        for i in range(number)
     ]
+    options.end_on_ctrl_c(lambda: [p.kill() for p in processes])
     try:
         while any(p.poll() is None for p in processes):
             if any(p.poll() for p in processes):
@@ -122,36 +128,12 @@ def start_processes(number: int) -> None:
         sys.exit(f"process {failed[0]} failed, and the others were stopped")
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--num-processes", type=int, default=2, help="number of processes, default: 2")
-    add("--process-id", type=int, help="of this process, from 0; default: start all")
-    add("--coordinator", help="HOST:PORT of process 0, with --process-id")
-    add("--out", type=Path, help=".npz file for the parameters and the masks")
-    options = parser.parse_args()
-    number, process_id = options.num_processes, options.process_id
-    if (process_id is None) != (options.coordinator is None):
-        parser.error("--process-id and --coordinator go together")
-    if process_id is not None and not re.fullmatch(r".+:\d+", options.coordinator):
-        parser.error(f"--coordinator must be HOST:PORT, got {options.coordinator}")
-    if process_id is None and number not in (1, 2, 4):
-        parser.error(f"--num-processes must be 1, 2 or 4 on one machine, got {number}")
-    if process_id is not None and not 0 <= process_id < number:
-        parser.error(f"--process-id must be from 0 to {number - 1}, got {process_id}")
-    if options.out and not options.out.parent.is_dir():
-        parser.error(f"--out must be in a folder that exists, got {options.out}")
-    return options
-
-
 def main() -> None:
-    options = parse_options()
-    if options.process_id is None:
-        start_processes(options.num_processes)
+    args = options.multi_process()
+    if args.process_id is None:
+        start_processes(args.num_processes)
         return
-    jax.distributed.initialize(
-        options.coordinator, options.num_processes, options.process_id
-    )
+    jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     devices = jax.device_count()
     if BATCH % devices:
         sys.exit(f"a batch of {BATCH} cannot be split over {devices} devices")
@@ -160,9 +142,9 @@ def main() -> None:
     digest = hashlib.sha256(b"".join(mask.tobytes() for mask in masks.values()))
     if jax.process_index() == 0:
         print(f"loss after {STEPS} steps: {loss:.4f}")
-        if options.out:
+        if args.out:
             named = {f"masks_{name}": mask for name, mask in masks.items()}
-            np.savez(options.out, **params, **named)
+            options.save(args.out, lambda path: np.savez(path, **params, **named))
     print(f"masks: {digest.hexdigest()} (process {jax.process_index()})")
 
 

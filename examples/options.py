@@ -1,17 +1,328 @@
-"""Checks of command-line options that the examples share."""
+"""The command-line options of the examples, their output folders, and Ctrl-C.
+
+Nothing slow is imported here. So each example reads its options before it imports JAX:
+--help and mistakes are answered at once.
+"""
 
 import argparse
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+# The optimizers of digits.py and range_test.py, and the learning rates that did best
+# with their dense arms on a held-out quarter of the training set.
+RATES = {"sgdm": 0.2, "rmsprop": 0.005, "adam": 0.03, "amsgrad": 0.03, "radam": 0.08}
+SEVERAL: dict[str, Any] = {"nargs": "+", "metavar": "X"}
+SAVED: list[Path] = []  # the files that this run has written
+
+
+def end_on_ctrl_c(clean_up: Callable[[], object] = lambda: None) -> None:
+    """Makes Ctrl-C end this program with one line, also while it imports JAX."""
+
+    def stop(*_: Any) -> None:
+        clean_up()
+        files = ", ".join(map(str, SAVED))
+        text = f"stopped: {files or 'nothing'} saved\n"
+        if sys.stderr.isatty():
+            text = f"\x1b[?25h\n{text}"  # the progress bar has hidden the cursor
+        os.write(2, text.encode())
+        # An exception would be lost if Python runs a callback of JAX at that moment.
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
+
+
+def make_folder(
+    parser: argparse.ArgumentParser, path: Path, option: str = "--output"
+) -> None:
+    """Makes the output folder, and a file in it, to fail before an hour of training."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        rule = f"{option} must be a folder that files can be written to"
+        parser.error(f"{rule}, got {path} ({error.strerror})")
+
+
+def save(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file of results. The table is on the screen by then, if that fails."""
+    try:
+        write(path)
+    except OSError as error:
+        sys.exit(f"{path} could not be written: {error.strerror}")
+    SAVED.append(path)
 
 
 def check_keep_prob(parser: argparse.ArgumentParser, value: float) -> None:
     if not 0 < value <= 1:
-        parser.error(f"--keep-prob must be in (0, 1], got {value}")
+        parser.error(f"--keep-prob must be above 0 and at most 1, got {value:g}")
 
 
-def make_folder(parser: argparse.ArgumentParser, path: Path) -> None:
-    """Makes the folder for --output now, to fail before an hour of training."""
+def learning_rate(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output must be a folder, or one that can be made: {error}")
+        rate = float(number)
+    except ValueError:
+        rate = math.nan
+    if name not in RATES or not 0 < rate < math.inf:
+        names = ", ".join(RATES)
+        rule = f"must be OPTIMIZER=RATE, one of {names} and a number above 0"
+        raise argparse.ArgumentTypeError(f"{rule}, got {text}")
+    return name, rate
+
+
+def digits() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Learning Rate Dropout (LRD) on 1,797 handwritten digits."
+    )
+    add, names, folder = parser.add_argument, list(RATES), Path("results/digits")
+    rates = " ".join(f"{name}={rate:g}" for name, rate in RATES.items())
+    choices = f"any of {', '.join(names)}; default: all"
+    add("--optimizers", choices=names, default=names, help=choices, **SEVERAL)
+    rates = f"OPTIMIZER=RATE, default: {rates}"
+    add("--learning-rates", type=learning_rate, default=[], help=rates, **SEVERAL)
+    add(
+        "--keep-prob",
+        type=float,
+        metavar="P",
+        default=0.5,
+        help="for LRD, default: 0.5",
+    )
+    add("--seeds", type=int, metavar="N", help="default: 16, with --quick 4")
+    add("--epochs", type=int, metavar="N", help="default: 30, with --quick 6")
+    lower = "leave out the arm 'dense, half the rate' (keep_prob x the rate)"
+    add("--no-lower-rate", action="store_true", help=lower)
+    add("--quick", action="store_true", help="few seeds and epochs, for a first look")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"folder, default: {folder}",
+    )
+    args = parser.parse_args()
+    check_seeds_and_epochs(parser, args)
+    check_keep_prob(parser, args.keep_prob)
+    make_folder(parser, args.output)
+    return args
+
+
+def check_seeds_and_epochs(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
+    seeds, epochs = (4, 6) if args.quick else (16, 30)
+    args.seeds = seeds if args.seeds is None else args.seeds
+    args.epochs = epochs if args.epochs is None else args.epochs
+    if args.seeds < 2 or args.epochs < 1:
+        got = f"{args.seeds} and {args.epochs}"
+        parser.error(f"--seeds must be at least 2 and --epochs at least 1, got {got}")
+
+
+def range_test() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="A learning-rate range test on the digits, and training with what "
+        "it suggests."
+    )
+    add, names, folder = parser.add_argument, list(RATES), Path("results/range_test")
+    add("--optimizer", choices=names, default="sgdm", help="default: sgdm")
+    add(
+        "--keep-prob",
+        type=float,
+        metavar="P",
+        default=0.5,
+        help="for LRD, default: 0.5",
+    )
+    add("--seeds", type=int, metavar="N", help="default: 16, with --quick 4")
+    add("--epochs", type=int, metavar="N", help="default: 30, with --quick 6")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        default=100,
+        help="in the range test, default: 100",
+    )
+    add("--quick", action="store_true", help="few seeds and epochs, for a first look")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"folder, default: {folder}",
+    )
+    args = parser.parse_args()
+    check_seeds_and_epochs(parser, args)
+    check_keep_prob(parser, args.keep_prob)
+    if args.steps < 20:
+        parser.error(f"--steps must be at least 20, got {args.steps}")
+    make_folder(parser, args.output)
+    return args
+
+
+def grow() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Growing a network: Learning Rate Dropout (LRD) makes copied units "
+        "differ."
+    )
+    add, names, folder = parser.add_argument, ["sgdm", "adam"], Path("results/grow")
+    data = "digits, fashion-mnist (of Debian's package dataset-fashion-mnist), or a "
+    data += "folder with the four files of MNIST or the like; default: digits"
+    add("--data", default="digits", help=data)
+    choices = f"any of {', '.join(names)}; default: all"
+    add("--optimizers", choices=names, default=names, help=choices, **SEVERAL)
+    add(
+        "--keep-prob",
+        type=float,
+        metavar="P",
+        default=0.5,
+        help="for LRD, default: 0.5",
+    )
+    add("--seeds", type=int, metavar="N", help="default: 16, with --quick 4")
+    add("--quick", action="store_true", help="few seeds and steps, for a first look")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"folder, default: {folder}",
+    )
+    args = parser.parse_args()
+    args.optimizers = list(dict.fromkeys(args.optimizers))
+    if args.seeds is None:
+        args.seeds = 4 if args.quick else 16
+    if args.seeds < 2:
+        parser.error(f"--seeds must be at least 2, got {args.seeds}")
+    check_keep_prob(parser, args.keep_prob)
+    make_folder(parser, args.output)
+    return args
+
+
+def saddle() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Does Learning Rate Dropout (LRD) leave saddles and poor minima, "
+        "in two dimensions?"
+    )
+    add, folder = parser.add_argument, Path("results/saddle")
+    add("--runs", type=int, metavar="N", default=1000, help="per arm, default: 1000")
+    add("--steps", type=int, metavar="N", default=2000, help="per run, default: 2000")
+    add(
+        "--keep-prob",
+        type=float,
+        metavar="P",
+        default=0.5,
+        help="for LRD, default: 0.5",
+    )
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"folder, default: {folder}",
+    )
+    args = parser.parse_args()
+    if args.runs < 10 or args.steps < 100:
+        got = f"{args.runs} and {args.steps}"
+        parser.error(f"--runs must be at least 10 and --steps at least 100, got {got}")
+    check_keep_prob(parser, args.keep_prob)
+    make_folder(parser, args.output)
+    return args
+
+
+def mask_gallery() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Draws the picture of docs/masks.md: what each kind of mask keeps "
+        "in four steps."
+    )
+    add, folder = parser.add_argument, Path("results/masks")
+    add("--key", type=int, metavar="N", default=0, help="default: 0")
+    add(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"folder, default: {folder}",
+    )
+    args = parser.parse_args()
+    make_folder(parser, args.output)
+    return args
+
+
+def resume() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Training with Learning Rate Dropout (LRD) that resumes where it "
+        "was killed."
+    )
+    add, folder = parser.add_argument, Path("results/resume")
+    add(
+        "--directory",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"default: {folder}",
+    )
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        default=1000,
+        help="number of steps in all, default: 1000",
+    )
+    add("--save-every", type=int, metavar="N", default=10, help="in steps, default: 10")
+    args = parser.parse_args()
+    if args.steps < 1 or args.save_every < 1:
+        got = f"{args.steps} and {args.save_every}"
+        parser.error(f"--steps and --save-every must be at least 1, got {got}")
+    make_folder(parser, args.directory, "--directory")
+    return args
+
+
+def multi_process() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Learning Rate Dropout (LRD) in several processes, which all draw "
+        "the same masks."
+    )
+    add = parser.add_argument
+    add(
+        "--num-processes",
+        type=int,
+        metavar="N",
+        default=2,
+        help="number of processes, default: 2",
+    )
+    add(
+        "--process-id",
+        type=int,
+        metavar="I",
+        help="of this process, from 0; default: start all",
+    )
+    add(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0, with --process-id",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=".npz file for the parameters and the masks",
+    )
+    args = parser.parse_args()
+    number, process_id = args.num_processes, args.process_id
+    if (process_id is None) != (args.coordinator is None):
+        parser.error("--process-id and --coordinator go together")
+    if process_id is not None and not re.fullmatch(r".+:\d+", args.coordinator):
+        parser.error(f"--coordinator must be HOST:PORT, got {args.coordinator}")
+    if process_id is None and number not in (1, 2, 4):
+        parser.error(f"--num-processes must be 1, 2 or 4 on one machine, got {number}")
+    if process_id is not None and not 0 <= process_id < number:
+        parser.error(f"--process-id must be from 0 to {number - 1}, got {process_id}")
+    if args.out:
+        if not args.out.parent.is_dir():
+            parser.error(f"--out must be in a folder that exists, got {args.out}")
+        make_folder(parser, args.out.parent, "the folder of --out")
+    return args

@@ -16,10 +16,15 @@ LRD, by four schedules:
   by one test.
 """
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.range_test()
 
 import digits
 import jax
@@ -29,7 +34,6 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
-from options import check_keep_prob, make_folder
 from report import save_picture, write_report
 from rich import box
 from rich.console import Console
@@ -149,7 +153,7 @@ def make_arms(name: str, kind: str, suggestion: Suggestion, steps: int) -> list[
         Arm(kind, "fixed, steepest", suggestion.steepest),
         Arm(kind, "fixed, mean of CLR", mean),
         Arm(kind, "CLR", cycle),
-        Arm(kind, "fixed, tuned for dense", digits.OPTIMIZERS[name][1]),
+        Arm(kind, "fixed, tuned for dense", options.RATES[name]),
     ]
 
 
@@ -217,46 +221,22 @@ def make_table(results: list[Result]) -> Table:
     return table
 
 
-def parse_options() -> argparse.Namespace:
-    names, folder = list(digits.OPTIMIZERS), Path("results/range_test")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--optimizer", choices=names, default="sgdm", help="default: sgdm")
-    add("--keep-prob", type=float, default=0.5, help="for LRD, default: 0.5")
-    add("--seeds", type=int, help="default: 16, with --quick 4")
-    add("--epochs", type=int, help="default: 30, with --quick 6")
-    add("--steps", type=int, default=100, help="in the range test, default: 100")
-    add("--quick", action="store_true", help="few seeds and epochs, for a first look")
-    add("--output", type=Path, default=folder, help=f"output folder, default: {folder}")
-    options = parser.parse_args()
-    defaults = (4, 6) if options.quick else (16, 30)
-    options.seeds = defaults[0] if options.seeds is None else options.seeds
-    options.epochs = defaults[1] if options.epochs is None else options.epochs
-    check_keep_prob(parser, options.keep_prob)
-    if options.seeds < 2 or options.epochs < 1 or options.steps < 20:
-        got = f"{options.seeds}, {options.epochs} and {options.steps}"
-        rule = "--seeds must be at least 2, --epochs at least 1, --steps at least 20"
-        parser.error(f"{rule}, got {got}")
-    make_folder(parser, options.output)
-    return options
-
-
 def main() -> None:
-    options = parse_options()
+    args = options.range_test()
     console, progress = Console(highlight=False), Console(highlight=False, stderr=True)
-    name, keep_prob = options.optimizer, options.keep_prob
+    name, keep_prob = args.optimizer, args.keep_prob
     batches = digits.TRAIN_SIZE // digits.BATCH
-    test_epochs = math.ceil((options.steps + 1) / batches)
-    task, orders = setup(options.seeds), batch_orders(options.seeds, test_epochs)
+    test_epochs = math.ceil((args.steps + 1) / batches)
+    task, orders = setup(args.seeds), batch_orders(args.seeds, test_epochs)
     ranges, suggestions = {}, {}
     for kind in ("dense", "LRD"):
-        ranges[kind] = test_range(task, orders, name, kind, keep_prob, options.steps)
+        ranges[kind] = test_range(task, orders, name, kind, keep_prob, args.steps)
         suggestions[kind] = suggest(ranges[kind])
         rates = suggestions[kind]._asdict().items()
         listed = ", ".join(f"{method} {rate:.2g}" for method, rate in rates)
         console.print(f"{name}, {kind}: {listed}")
-    orders = batch_orders(options.seeds, options.epochs)
-    steps = options.epochs * batches
+    orders = batch_orders(args.seeds, args.epochs)
+    steps = args.epochs * batches
     arms = []
     for kind, suggestion in suggestions.items():
         arms += make_arms(name, kind, suggestion, steps)
@@ -265,27 +245,27 @@ def main() -> None:
         progress.print(f"training {arm.kind}, {arm.schedule}")
         accuracies.append(train(task, orders, name, arm, keep_prob))
     results = summarize(arms, accuracies, suggestions)
-    draw(ranges, suggestions, arms, accuracies, options.output / "range_test.png")
     config = {
-        key: getattr(options, key)
+        key: getattr(args, key)
         for key in ("optimizer", "seeds", "epochs", "keep_prob", "steps")
     }
-    write_report(
-        config | RANGE,
-        [r._asdict() for r in results],
-        options.output / "range_test.json",
-        suggestions={kind: rates._asdict() for kind, rates in suggestions.items()},
-    )
     console.print(make_table(results))
     console.print(
-        f"± is a 95 % interval over {options.seeds} seeds, of differences paired by "
-        f"seed; accuracy is on the test set after {options.epochs} epochs.\n\n"
-        f"Wrote {options.output}/range_test.png and .json"
+        f"± is a 95 % interval over {args.seeds} seeds, of differences paired by "
+        f"seed; accuracy is on the test set after {args.epochs} epochs.\n"
     )
+    rows = [r._asdict() for r in results]
+    more = {kind: rates._asdict() for kind, rates in suggestions.items()}
+    options.save(
+        args.output / "range_test.json",
+        lambda path: write_report(config | RANGE, rows, path, suggestions=more),
+    )
+    options.save(
+        args.output / "range_test.png",
+        lambda path: draw(ranges, suggestions, arms, accuracies, path),
+    )
+    console.print(f"Wrote {args.output}/range_test.png and .json")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
+    main()

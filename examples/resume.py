@@ -13,13 +13,17 @@ each run a folder of its own. This works for two reasons:
   it is complete. So a checkpoint that a kill left half written is never read.
 """
 
-import argparse
 import hashlib
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.resume()
 
 import jax
 import jax.numpy as jnp
@@ -94,28 +98,15 @@ def sha256(tree: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add, folder = parser.add_argument, Path("results/resume")
-    add("--directory", type=Path, default=folder, help=f"default: {folder}")
-    add("--steps", type=int, default=1000, help="number of steps in all, default: 1000")
-    add("--save-every", type=int, default=10, help="in steps, default: 10")
-    options = parser.parse_args()
-    if options.steps < 1 or options.save_every < 1:
-        got = f"{options.steps} and {options.save_every}"
-        parser.error(f"--steps and --save-every must be at least 1, got {got}")
-    try:
-        options.directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--directory cannot be used: {error}")
+    args = options.resume()
     keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-    directory = options.directory.absolute()
-    with ocp.CheckpointManager(directory, options=keep) as manager:
-        if (manager.latest_step() or 0) > options.steps:
+    with ocp.CheckpointManager(args.directory.absolute(), options=keep) as manager:
+        if (manager.latest_step() or 0) > args.steps:
             saved = f"holds step {manager.latest_step()}, which is beyond --steps"
-            parser.error(f"{options.directory} {saved} {options.steps}")
+            sys.exit(f"{args.directory} {saved} {args.steps}")
         # Ctrl-C stops after a step: during a save, Orbax would log a traceback.
         signal.signal(signal.SIGINT, lambda *_: stop.set())
-        train(manager, options.steps, options.save_every)
+        train(manager, args.steps, args.save_every)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,17 @@ mean of the losses of the saddle and of the minimum there. LRD drops steps and a
 none, so where a gradient is 0 it can do nothing.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.saddle()
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +37,6 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from options import check_keep_prob, make_folder
 from report import save_picture, write_report
 from rich.console import Console
 from rich.table import Table
@@ -336,48 +340,33 @@ def write_json(results: Results, config: dict[str, Any], path: Path) -> None:
     write_report(config | {"rates": rates, "noise": NOISE}, rows, path)
 
 
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add, folder = parser.add_argument, Path("results/saddle")
-    add("--runs", type=int, default=1000, help="per arm, default: 1000")
-    add("--steps", type=int, default=2000, help="per run, default: 2000")
-    add("--keep-prob", type=float, default=0.5, help="for LRD, default: 0.5")
-    add("--output", type=Path, default=folder, help=f"output folder, default: {folder}")
-    options = parser.parse_args()
-    check_keep_prob(parser, options.keep_prob)
-    if options.runs < 10 or options.steps < 100:
-        got = f"{options.runs} and {options.steps}"
-        parser.error(f"--runs must be at least 10 and --steps at least 100, got {got}")
-    make_folder(parser, options.output)
-    return options
-
-
 def main() -> None:
-    options = parse_options()
+    args = options.saddle()
     names = ("runs", "steps", "keep_prob")
-    config = {name: getattr(options, name) for name in names}
+    config = {name: getattr(args, name) for name in names}
     results, paths = measure(**config)
-    write_json(results, config, options.output / "saddle.json")
-    numbers = options.steps, options.keep_prob
-    draw(results, paths, *numbers, options.output / "saddle.png")
     console = Console(highlight=False)
     rates = ", ".join(f"{rate:g} ({name})" for name, (_, rate) in OPTIMIZERS.items())
     console.print(
         "First line: the share of runs that escape; second line: the median steps to"
-        f" escape; in brackets 95 % intervals. {options.runs} runs per arm,"
-        f" of {options.steps} steps, at a saddle {DISTANCES[0]:g} off the line into it."
-        f" Rates: {rates}; control: {options.keep_prob:g} x the rate; noise:"
+        f" escape; in brackets 95 % intervals. {args.runs} runs per arm,"
+        f" of {args.steps} steps, at a saddle {DISTANCES[0]:g} off the line into it."
+        f" Rates: {rates}; control: {args.keep_prob:g} x the rate; noise:"
         f" {NOISE:g} on the gradient. + LRD clearly escapes sooner than this, or"
         " more often; - later, or less often; = the intervals overlap.\n"
     )
     for problem in PROBLEMS:
-        console.print(make_table(problem, results, options.steps), "")
-    console.print("\n".join(verdict(results)))
-    console.print(f"\nWrote {options.output}/saddle.png and .json")
+        console.print(make_table(problem, results, args.steps), "")
+    console.print("\n".join(verdict(results)), "")
+    options.save(
+        args.output / "saddle.json", lambda path: write_json(results, config, path)
+    )
+    options.save(
+        args.output / "saddle.png",
+        lambda path: draw(results, paths, args.steps, args.keep_prob, path),
+    )
+    console.print(f"Wrote {args.output}/saddle.png and .json")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped") from None
+    main()

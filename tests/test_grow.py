@@ -271,11 +271,14 @@ def test_labels_must_fit(tmp_path, labels):
         grow.load_folder(tmp_path)
 
 
-def test_without_data_one_sentence_names_the_package(tmp_path, monkeypatch, capsys):
+def test_without_data_one_sentence_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(grow, "DEBIAN", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["grow.py", "--data", "fashion-mnist"])
-    with pytest.raises(SystemExit):
-        grow.parse_options()
-    error = capsys.readouterr().err
-    assert "neither train-images-idx3-ubyte nor" in error
-    assert "dataset-fashion-mnist" in error.splitlines()[-1]
+    message = "neither train-images-idx3-ubyte nor .*dataset-fashion-mnist"
+    with pytest.raises(SystemExit, match=message):
+        grow.load("fashion-mnist")
+
+
+def test_too_few_images_are_refused(tmp_path):
+    write_folder(tmp_path, open)
+    with pytest.raises(SystemExit, match="--data must have 250 images or more, got"):
+        grow.load(str(tmp_path))

@@ -1,6 +1,5 @@
 """Two processes draw the masks that one draws, and train the same parameters."""
 
-import os
 import runpy
 import signal
 import subprocess
@@ -19,7 +18,11 @@ import lrd_optax
 pytestmark = pytest.mark.slow
 
 PATH = Path(__file__).parent.parent / "examples" / "multi_process.py"
-EXAMPLE = runpy.run_path(str(PATH))
+sys.path.insert(0, str(PATH.parent))
+try:
+    EXAMPLE = runpy.run_path(str(PATH))
+finally:
+    del sys.path[0]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def two_processes(tmp_path_factory):
         try:
             lines = launcher.communicate(timeout=120)[0].splitlines()
         except BaseException:
-            os.killpg(launcher.pid, signal.SIGKILL)  # what it has started too
+            launcher.send_signal(signal.SIGINT)  # so that it stops what it has started
             raise
     assert launcher.returncode == 0
     with np.load(out) as arrays:

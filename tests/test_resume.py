@@ -17,7 +17,11 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PATH = Path(__file__).parent.parent / "examples" / "resume.py"
-EXAMPLE = runpy.run_path(str(PATH))
+sys.path.insert(0, str(PATH.parent))
+try:
+    EXAMPLE = runpy.run_path(str(PATH))
+finally:
+    del sys.path[0]
 
 
 @contextlib.contextmanager
