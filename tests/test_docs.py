@@ -12,6 +12,8 @@ import lrd_optax
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The build of the site runs the notebooks.
+PAGES = FILES + sorted((ROOT / "docs" / "notebooks").glob("*.md"))
 
 
 @pytest.mark.slow
@@ -28,7 +30,7 @@ def test_code_is_found():
     assert sum("```python" in file.read_text() for file in FILES) >= 2
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_links_to_files(file):
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", file.read_text()):
         assert (file.parent / link).exists(), link
@@ -40,7 +42,7 @@ def test_figures_of_the_guide_stand_in_the_study():
         " ".join((ROOT / name).read_text().split())
         for name in ("README.md", "docs/when_to_use.md", "docs/study.md")
     )
-    begin, end = "## Does it help?", "[When to use it, and what to set]"
+    begin, end = "## Does it help?", "[When to use it]"
     quoted = guide, readme[readme.index(begin) : readme.index(end)]
     figures = [re.findall(r"[+-][\d.]+ ± [\d.]+\d", text) for text in quoted]
     assert len(figures[0]) > 20
