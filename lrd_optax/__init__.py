@@ -1,4 +1,36 @@
-"""Learning Rate Dropout and learning-rate schedules for JAX, as parts of Optax."""
+"""Learning Rate Dropout and learning-rate schedules for JAX, as parts of Optax.
+
+With Learning Rate Dropout (LRD), each parameter is updated with probability `keep_prob`
+at each step, and otherwise stays where it is. It is the last part of a chain:
+
+>>> import lrd_optax, optax
+>>> rate = lrd_optax.schedules.cosine_annealing(1e-3, 1e-5, decay_steps=10_000)
+>>> dropout = lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
+>>> optimizer = optax.chain(optax.adam(rate), dropout)
+
+Learning Rate Dropout:
+
+* `learning_rate_dropout`: keeps each element of the update with a probability. Its
+  state is a `LearningRateDropoutState`.
+* `sample_mask`: the mask that the next update applies.
+
+Learning rates:
+
+* `schedules`: decays, cycles, and what makes schedules of schedules: ``warmup``,
+  ``per_epoch``, ...
+* `loss_decay`: multiplies the gradient by a schedule, first in the chain.
+* `lr_range_test`: trains while the rate rises. It returns a `RangeTestResult`.
+* `suggest_learning_rate`, `suggest_cycle`: the rates that its curve suggests.
+* `range_test_band`: the mean of many seeds with a band, a `RangeTestBand`.
+
+More:
+
+* `plotting`: pictures of schedules, range tests, learning curves, masks and paths. It
+  needs matplotlib, and is imported when it is first used.
+* `experimental`: methods whose evidence is open, as ``magma``.
+
+``help(lrd_optax.learning_rate_dropout)`` shows the arguments of a function.
+"""
 
 import importlib as _importlib
 import importlib.util as _util

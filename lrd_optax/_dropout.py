@@ -1,5 +1,7 @@
 """Learning Rate Dropout as a gradient transformation."""
 
+from __future__ import annotations  # so that help shows short names
+
 import functools
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +11,9 @@ import numpy as np
 import optax
 
 from lrd_optax import _checks, _keys, _masks, _meshes, _prefixes
+from lrd_optax._checks import Steps
+from lrd_optax._keys import KeyLike
+from lrd_optax._prefixes import Granularity, KeepProb
 
 
 class LearningRateDropoutState(NamedTuple):
@@ -25,12 +30,12 @@ class LearningRateDropoutState(NamedTuple):
 
 
 def learning_rate_dropout(
-    keep_prob: Any = 0.5,
+    keep_prob: KeepProb = 0.5,
     *,
-    key: _keys.KeyLike,
+    key: KeyLike,
     unbiased: bool = False,
-    granularity: Any = "element",
-    hold_steps: int | jax.Array = 1,
+    granularity: Granularity = "element",
+    hold_steps: Steps = 1,
     sampler: Literal["bernoulli", "cycle"] = "bernoulli",
 ) -> optax.GradientTransformation:
     r"""Keeps each element of the update with probability `keep_prob`; the rest is 0.
@@ -85,7 +90,7 @@ def learning_rate_dropout(
       hold_steps: for how many updates a mask stays: a whole number, 1 or more. An
         array is not checked, and less than 1 is taken as 1.
       sampler: ``"bernoulli"``: decisions are independent from mask to mask.
-        ``        "cycle"``: they are drawn without replacement. `keep_prob` must be
+        ``"cycle"``: they are drawn without replacement. `keep_prob` must be
         :math:`1/n`, and each element (row, ...) is kept by exactly one of the n masks
         of a cycle. It draws which one, anew for each cycle. Cycles are counted from
         update 0. If a schedule changes n, the cycle under way is cut. A `keep_prob`
@@ -120,7 +125,7 @@ def learning_rate_dropout(
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
       >>> def f(x): return jnp.sum(x ** 2)
-      >>> dropout = lrd_optax.learning_rate_dropout(0.5, key=0)
+      >>> dropout = lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
       >>> solver = optax.chain(optax.sgd(0.1), dropout)
       >>> params = jnp.array([1.0, 2.0, 3.0])
       >>> state = solver.init(params)
@@ -147,9 +152,9 @@ def learning_rate_dropout(
         raise TypeError(f"unbiased must be True or False, got {unbiased!r}")
     if not _prefixes.is_function(granularity):
         _prefixes.check_granularity(granularity)
-    hold_steps = _checks.whole_number("hold_steps", hold_steps)
-    if isinstance(hold_steps, int):
-        hold_steps = _masks.Fixed(hold_steps)
+    steps = _checks.whole_number("hold_steps", hold_steps)
+    if isinstance(steps, int):
+        steps = _masks.Fixed(steps)
 
     def init_fn(params: optax.Params) -> LearningRateDropoutState:
         del params
@@ -172,7 +177,7 @@ def learning_rate_dropout(
             leaves,
             state,
             shares,
-            hold_steps,
+            steps,
             plan=tuple(zip(axes, numbers, strict=True)),
             sampler=sampler,
             unbiased=bool(unbiased),
@@ -208,7 +213,7 @@ def sample_mask(dropout: optax.GradientTransformation, state: Any, tree: Any) ->
     Examples:
       >>> import jax.numpy as jnp, lrd_optax, optax
       >>> updates = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
-      >>> dropout = lrd_optax.learning_rate_dropout(0.5, key=0)
+      >>> dropout = lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
       >>> optimizer = optax.chain(optax.sgd(1.0), dropout)
       >>> state = optimizer.init(updates)
       >>> lrd_optax.sample_mask(dropout, state, updates)["w"]

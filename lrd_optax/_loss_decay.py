@@ -1,5 +1,7 @@
 """Loss decay: the loss, and with it the gradient, shrinks over time."""
 
+from __future__ import annotations  # so that help shows short names
+
 import optax
 
 from lrd_optax import _checks

@@ -7,7 +7,11 @@ import numpy as np
 
 from lrd_optax import _checks
 
-Granularity: TypeAlias = str | tuple[int, ...]
+KeepProb: TypeAlias = Any
+"""A number, an array, a schedule, or a tree prefix of these."""
+
+Granularity: TypeAlias = Any
+"""A name, a tuple of axes, a tree prefix of these, or a function that returns one."""
 
 _NAMED: dict[str, tuple[int, ...]] = {"row": (-2,), "column": (-1,), "tensor": ()}
 
@@ -61,7 +65,7 @@ def axes_per_leaf(granularity: Any, tree: Any) -> list[tuple[int, ...]]:
     return [_axes(values[n], np.ndim(x)) for n, x in zip(numbers, leaves, strict=True)]
 
 
-def _flatten(prefix: Any) -> tuple[list[Granularity], Any]:
+def _flatten(prefix: Any) -> tuple[list[str | tuple[int, ...]], Any]:
     return jax.tree.flatten(prefix, is_leaf=_is_axes)
 
 
@@ -71,7 +75,7 @@ def _is_axes(value: Any) -> bool:
     return type(value) is tuple and all(isinstance(axis, numbers) for axis in value)
 
 
-def _axes(granularity: Granularity, dimensions: int) -> tuple[int, ...]:
+def _axes(granularity: str | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
     if granularity == "element":
         return tuple(range(dimensions))
     axes = _NAMED[granularity] if isinstance(granularity, str) else granularity

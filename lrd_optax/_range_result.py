@@ -1,5 +1,7 @@
 """The result of a learning-rate range test: smoothed losses, the mean over seeds."""
 
+from __future__ import annotations  # so that help shows short names
+
 from typing import Any, NamedTuple
 
 import jax
@@ -56,11 +58,24 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
         (1 - coverage) / 2 quantile to the (1 + coverage) / 2 quantile. 1 holds all.
 
     Returns:
-      A :class:`RangeTestBand`. A point counts only where it is valid in all seeds: a
-      mean over those that happen to be left would jump.
+      A :class:`RangeTestBand`. A point counts only where it is valid in all seeds, since
+      a mean over those that happen to be left would jump.
 
     Raises:
       ValueError: if `coverage` is not in [0, 1], or `result` has no seed.
+      TypeError: if `result` is not a :class:`RangeTestResult`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, lrd_optax, optax
+      >>> def loss_fn(params, batch): return jnp.mean((params - batch) ** 2)
+      >>> def one_seed(key):
+      ...   batches = 3 + jax.random.normal(key, (101, 50))
+      ...   return lrd_optax.lr_range_test(
+      ...     loss_fn, jnp.zeros(()), batches, optax.sgd, min_value=1e-4, max_value=10)
+      >>> results = jax.vmap(one_seed)(jax.random.split(jax.random.key(0), 8))
+      >>> band = lrd_optax.range_test_band(results)
+      >>> print(f"{band.mean[0]:.1f}, from {band.low[0]:.1f} to {band.high[0]:.1f}")
+      9.8, from 9.4 to 10.3
     """
     share = _checks.number("coverage", coverage, least=0, most=1, static=True)
     rates, _, smoothed, valids = by_seed(result, jnp.asarray)

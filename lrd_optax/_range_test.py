@@ -1,5 +1,7 @@
 """The learning-rate range test: train while the learning rate rises, watch the loss."""
 
+from __future__ import annotations  # so that help shows short names
+
 import functools
 import inspect
 import itertools

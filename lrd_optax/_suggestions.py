@@ -1,5 +1,7 @@
 """What the curve of a learning-rate range test suggests."""
 
+from __future__ import annotations  # so that help shows short names
+
 from typing import Literal, NamedTuple
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Magma: masks of tensors, and steps scaled by how gradient and momentum agree."""
 
+from __future__ import annotations  # so that help shows short names
+
 import functools
 from typing import Any, NamedTuple
 
@@ -8,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lrd_optax import _checks, _keys, _prefixes
+from lrd_optax import _checks, _prefixes
+from lrd_optax._checks import Number
 from lrd_optax._dropout import LearningRateDropoutState, learning_rate_dropout
+from lrd_optax._keys import KeyLike
+from lrd_optax._prefixes import Granularity, KeepProb
 
 
 class MagmaState(NamedTuple):
@@ -32,14 +37,14 @@ class MagmaState(NamedTuple):
 
 def magma(
     optimizer: optax.GradientTransformation,
-    keep_prob: Any = 0.5,
+    keep_prob: KeepProb = 0.5,
     *,
-    key: _keys.KeyLike,
-    temperature: float | jax.Array = 2.0,
-    alignment_decay: float | jax.Array = 0.9,
-    momentum_decay: float | jax.Array = 0.9,
-    initial_alignment: float | jax.Array | str = 0.5,
-    granularity: Any = "tensor",
+    key: KeyLike,
+    temperature: Number = 2.0,
+    alignment_decay: Number = 0.9,
+    momentum_decay: Number = 0.9,
+    initial_alignment: Number | str = 0.5,
+    granularity: Granularity = "tensor",
     mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Masks blocks of an optimizer's update, and scales them by a score of agreement.
@@ -104,24 +109,25 @@ def magma(
 
       Implementations differ where the paper says nothing, or differ from it:
 
-      ================  =========  ==========  ==============  ======================
-      implementation    first s    momentum    decay           eligible
-      ================  =========  ==========  ==============  ======================
-      `magma`           argument   after       by place        `mask`
-      the paper         not said   after       not said        attention, MLP weights
-      magma-optimizer   1          after       inside          all but a list
-      pytorch_optimizer 1          after       inside          all but a list
-      rollfast          0.5        after       inside          all
-      dion, PR 27       0.5        before      outside         Muon's matrices
-      Marin, grug       "first"    after       not said        two or more axes
-      ================  =========  ==========  ==============  ======================
+      =================  =========  ==========  ==============  ======================
+      implementation     first s    momentum    decay           eligible
+      =================  =========  ==========  ==============  ======================
+      `magma`            argument   after       by place        `mask`
+      the paper          not said   after       not said        attention, MLP weights
+      magma-optimizer    1          after       inside          all but a list
+      pytorch_optimizer  1          after       inside          all but a list
+      rollfast           0.5        after       inside          all
+      dion, PR 27        0.5        before      outside         Muon's matrices
+      Marin, grug        "first"    after       not said        two or more axes
+      =================  =========  ==========  ==============  ======================
 
       Two of them refuse to run in several processes, where their masks would differ.
       In Marin each layer of a stack is a block. In rollfast the cosine is too small
       where the product of the norms is below 1e-12.
 
     Raises:
-      ValueError, TypeError: if an argument is outside of its range or of a wrong type.
+      ValueError: if an argument is outside of its range.
+      TypeError: if an argument has a wrong type.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax

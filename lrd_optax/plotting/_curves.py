@@ -1,5 +1,7 @@
 """Plots of values against the step or the learning rate."""
 
+from __future__ import annotations  # so that help shows short names
+
 import functools
 from collections.abc import Mapping
 
@@ -13,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from lrd_optax import _checks
 from lrd_optax._range_result import RangeTestResult, range_test_band
 from lrd_optax.plotting import _style
+from lrd_optax.plotting._style import Axes
 from lrd_optax.schedules import _arithmetic
 
 # Group ids of what is drawn, so that a later call on the same Axes recognizes it.
@@ -23,8 +26,8 @@ def plot_schedules(
     named: Mapping[str, optax.ScalarOrSchedule],
     num_steps: int,
     *,
-    ax: _style.Axes | None = None,
-) -> _style.Axes:
+    ax: Axes | None = None,
+) -> Axes:
     """Draws schedules against the step, from 0 to `num_steps` - 1.
 
     A schedule that jumps and then stays is drawn as stairs, any other as a line.
@@ -85,8 +88,8 @@ def plot_range_test(
     label: str | None = None,
     marks: Mapping[str, float] | None = None,
     cycle: tuple[float, float] | None = None,
-    ax: _style.Axes | None = None,
-) -> _style.Axes:
+    ax: Axes | None = None,
+) -> Axes:
     """Draws the loss against the learning rate.
 
     One run is drawn as points (its losses) and a line (its smoothed losses). Many
@@ -177,8 +180,8 @@ def plot_learning_curves(
     *,
     steps: ArrayLike | None = None,
     confidence: float = 0.95,
-    ax: _style.Axes | None = None,
-) -> _style.Axes:
+    ax: Axes | None = None,
+) -> Axes:
     """Draws curves against the step, and the mean of several seeds with its interval.
 
     Args:

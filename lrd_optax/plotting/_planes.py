@@ -1,5 +1,7 @@
 """Plots in two dimensions: a mask, and paths over a loss."""
 
+from __future__ import annotations  # so that help shows short names
+
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +13,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from lrd_optax.plotting import _style
+from lrd_optax.plotting._style import Axes
 
 
-def plot_mask(mask: Any, *, ax: _style.Axes | None = None) -> _style.Axes:
+def plot_mask(mask: Any, *, ax: Axes | None = None) -> Axes:
     """Draws one mask. Kept elements are dark, dropped ones are light.
 
     Args:
@@ -25,12 +28,13 @@ def plot_mask(mask: Any, *, ax: _style.Axes | None = None) -> _style.Axes:
       The Axes. The title says how many elements are kept.
 
     Raises:
-      ValueError, TypeError: if `mask` is not one boolean array with elements.
+      TypeError: if `mask` is not an array.
+      ValueError: if it is not boolean, or has no elements.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
       >>> from lrd_optax import plotting
-      >>> dropout = lrd_optax.learning_rate_dropout(0.5, key=0)
+      >>> dropout = lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
       >>> updates = jnp.ones((16, 32))
       >>> mask = lrd_optax.sample_mask(dropout, dropout.init(updates), updates)
       >>> plotting.plot_mask(mask).get_title()
@@ -64,8 +68,8 @@ def plot_trajectories(
     *,
     xlim: tuple[float, float] | None = None,
     ylim: tuple[float, float] | None = None,
-    ax: _style.Axes | None = None,
-) -> _style.Axes:
+    ax: Axes | None = None,
+) -> Axes:
     """Draws paths over the contours of a loss of two parameters.
 
     Args:

@@ -10,10 +10,13 @@ Every function raises a ValueError or a TypeError if a value is not a finite num
 number of steps is not a whole number, a schedule is not a function, or an argument is
 outside of the range that its description gives.
 
-Decays without an end: inverse_time_decay, step_decay, exponential_step_decay,
-natural_exponential_decay, inverse_sqrt_decay. Decays to an end: polynomial_decay,
-cosine_annealing, warmup_stable_decay. Cycles: cyclical, cosine_annealing_warm_restarts.
-Made from other schedules: warmup, per_epoch, multiply, clamp, repeat, shift.
+* Decays without an end: `inverse_time_decay`, `step_decay`, `exponential_step_decay`,
+  `natural_exponential_decay`, `inverse_sqrt_decay`.
+* Decays to an end: `polynomial_decay`, `cosine_annealing`, `warmup_stable_decay`.
+* Cycles: `cyclical`, `cosine_annealing_warm_restarts`.
+* Made from other schedules: `warmup` rises to the first value of a schedule,
+  `per_epoch` lets it count epochs, `multiply` multiplies several, `clamp` keeps it
+  within bounds, `repeat` starts it again and again, `shift` moves it in time.
 """
 
 from ._compose import clamp as clamp

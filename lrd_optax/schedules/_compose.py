@@ -25,7 +25,7 @@ def per_epoch(
         during an epoch; else it gets ``count / steps_per_epoch`` as a float.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -57,7 +57,7 @@ def multiply(*schedules: optax.ScalarOrSchedule) -> optax.Schedule:
       *schedules: at least one schedule or number.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -87,7 +87,7 @@ def clamp(
       max_value: the largest value, or None.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -113,7 +113,7 @@ def repeat(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
       steps: the number of updates until it starts again. It gets ``count % steps``.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -136,7 +136,7 @@ def shift(schedule: optax.Schedule, steps: Steps) -> optax.Schedule:
         value is the one at count 0. If negative, the schedule starts in its middle.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax

@@ -67,7 +67,7 @@ def cyclical(
         :math:`\eta_t = g_t (\eta_b + (\eta_p - \eta_b) h(x))`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -138,7 +138,7 @@ def cosine_annealing_warm_restarts(
         one before.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Raises:
       ValueError: also if `t_mult` is so close to 1 that 2**31 steps have more than

@@ -33,7 +33,7 @@ def inverse_time_decay(
         `decay_steps` steps.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -71,7 +71,7 @@ def step_decay(
         2s - 1, ...
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -109,7 +109,7 @@ def exponential_step_decay(
       step_size: :math:`s`, the steps in which the value falls by `decay_rate`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -142,7 +142,7 @@ def natural_exponential_decay(init_value: Number, decay_rate: Number) -> optax.S
         :math:`k = -\ln(d) / s`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import lrd_optax
@@ -170,7 +170,7 @@ def inverse_sqrt_decay(init_value: Number, decay_steps: Steps = 1) -> optax.Sche
         :math:`\eta_0 / \sqrt 2`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -209,7 +209,7 @@ def polynomial_decay(
       decay_steps: :math:`T`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -262,7 +262,7 @@ def cosine_annealing(
       decay_steps: :math:`T`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax

@@ -54,7 +54,7 @@ def warmup(
         default :math:`\eta_0 / (W + 1)`. May be above :math:`\eta_0`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
@@ -110,7 +110,7 @@ def warmup_stable_decay(
         :math:`(1 + \cos \pi x) / 2`, ``'1-sqrt'`` :math:`1 - \sqrt x`.
 
     Returns:
-      A schedule: float32 (float64 under x64) of the count's shape.
+      A schedule. Its value is float32 (float64 under x64) of the count's shape.
 
     Examples:
       >>> import jax.numpy as jnp, lrd_optax
