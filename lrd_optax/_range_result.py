@@ -58,8 +58,8 @@ def range_test_band(result: RangeTestResult, coverage: float = 0.9) -> RangeTest
         (1 - coverage) / 2 quantile to the (1 + coverage) / 2 quantile. 1 holds all.
 
     Returns:
-      A :class:`RangeTestBand`. A point counts only where it is valid in all seeds, since
-      a mean over those that happen to be left would jump.
+      A :class:`RangeTestBand`. A point counts only where it is valid in all seeds,
+      since a mean over those that happen to be left would jump.
 
     Raises:
       ValueError: if `coverage` is not in [0, 1], or `result` has no seed.
