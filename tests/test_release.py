@@ -1,0 +1,58 @@
+"""What the package says of itself agrees, wherever it is said."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import lrd_optax
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CITATION = (ROOT / "CITATION.cff").read_text()
+
+
+def cited(field):
+    """The value of a field of CITATION.cff that stands at the left margin."""
+    [value] = re.findall(rf"^{field}: (.*)$", CITATION, re.MULTILINE)
+    return value
+
+
+def test_one_version():
+    assert cited("version") == lrd_optax.__version__
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## (\S+)", changelog, re.MULTILINE)
+    assert newest
+    assert newest[1] == lrd_optax.__version__
+
+
+def test_one_address():
+    home = cited("repository-code")
+    assert home.startswith("https://github.com/")
+    assert PROJECT["urls"]["Homepage"] == home
+    text = (ROOT / "pyproject.toml").read_text()
+    owner = home.rsplit("/", 1)[0]
+    for address in re.findall(rf"{owner}[^\"'$]*", text):
+        assert address == home or address.startswith(f"{home}/"), address
+    # What the addresses lead to is there.
+    for address in PROJECT["urls"].values():
+        if path := re.fullmatch(rf"{home}/(?:tree|blob)/main/(.*)", address):
+            assert (ROOT / path[1]).exists(), address
+
+
+def test_one_license_and_name():
+    assert cited("license") == PROJECT["license"]
+    assert PROJECT["name"] == "lrd_optax"
+    assert [author["name"] for author in PROJECT["authors"]] == re.findall(
+        r"^  - name: (.*)$", CITATION, re.MULTILINE
+    )
+
+
+def test_classifiers_name_the_supported_versions_of_python():
+    named = re.findall(
+        r"^Programming Language :: Python :: 3\.(\d+)$",
+        "\n".join(PROJECT["classifiers"]),
+        re.MULTILINE,
+    )
+    lowest = int(PROJECT["requires-python"].removeprefix(">=3."))
+    assert named == [str(lowest + i) for i in range(len(named))]
+    assert len(named) > 0
