@@ -56,3 +56,18 @@ def test_classifiers_name_the_supported_versions_of_python():
     lowest = int(PROJECT["requires-python"].removeprefix(">=3."))
     assert named == [str(lowest + i) for i in range(len(named))]
     assert len(named) > 0
+
+
+def test_what_the_guide_for_contributors_names_is_there():
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    commands = re.findall(r"`make (\w+)", guide)
+    assert len(commands) > 5
+    for command in commands:
+        assert f"\n{command}: " in makefile, command
+    paths = re.findall(r"(?<=[`( ])[.\w]+/[\w./]*(?=[`)])", guide)
+    assert len(paths) > 10
+    for path in paths:
+        made = path.startswith(("dist/", "docs/_build/"))
+        places = ROOT / path, ROOT / "lrd_optax" / path
+        assert made or any(place.exists() for place in places), path
