@@ -35,7 +35,7 @@ STEPS = 4
 
 
 # The headings of the page.
-FLAX = "Flax"
+FLAX = "Flax and Equinox"
 OPTAX = "Wrappers and combinators of Optax"
 SAVING = "Saving a state"
 STATE = "Reading and changing a state"
@@ -137,6 +137,72 @@ def linen_train_state(dropout):
     for i in range(STEPS):
         state = step(state, grads(i))
     same(state.params, steps(tx)[0])
+
+
+class Module(equinox.Module):
+    """The parameters of the plain loop, in their order, and a leaf that is no array."""
+
+    b: jax.Array
+    w: jax.Array
+    activation: Callable = jnp.tanh
+
+
+def module_and_loss(scale=1.0):
+    def loss(at, x):
+        return jnp.sum(jnp.tanh(at["w"] @ x + at["b"]))
+
+    at = jax.tree.map(lambda p: p * scale, params())
+    return at, loss, Module(**at), lambda m, x: jnp.sum(m.activation(m.w @ x + m.b))
+
+
+@row(FLAX, "`equinox.filter_jit`", "training a module equals a plain loop")
+def equinox_training(dropout):
+    tx = chain(dropout)
+    at, loss, module, module_loss = module_and_loss()
+
+    @equinox.filter_jit
+    def step(module, state, x):
+        _, slope = equinox.filter_value_and_grad(module_loss)(module, x)
+        arrays = equinox.filter(module, equinox.is_inexact_array)
+        updates, state = tx.update(slope, state, arrays)
+        return equinox.apply_updates(module, updates), state
+
+    state = tx.init(equinox.filter(module, equinox.is_inexact_array))
+    plain_state, update = tx.init(at), jax.jit(tx.update)
+    for i in range(STEPS):
+        x = jnp.cos(jnp.arange(5.0) + i)
+        module, state = step(module, state, x)
+        updates, plain_state = update(jax.grad(loss)(at, x), plain_state, at)
+        at = optax.apply_updates(at, updates)
+    for name, value in at.items():
+        np.testing.assert_allclose(getattr(module, name), value, 1e-6, 1e-6)
+
+
+@row(
+    FLAX,
+    "`equinox.filter_vmap`",
+    "members with seeds of their own equal those trained alone",
+)
+def equinox_ensemble(dropout):
+    x = jnp.cos(jnp.arange(5.0))
+
+    @equinox.filter_jit
+    def train(seed, scale):
+        tx = optax.chain(optax.sgd(0.1, 0.9), dropout(0.5, key=seed))
+        _, _, module, loss = module_and_loss(scale)
+        state = tx.init(equinox.filter(module, equinox.is_inexact_array))
+        for _ in range(STEPS):
+            slope = equinox.filter_grad(loss)(module, x)
+            updates, state = tx.update(slope, state)
+            module = equinox.apply_updates(module, updates)
+        return module
+
+    seeds, scales = jnp.arange(3), jnp.array([1.0, 1.0, 2.0])
+    members = equinox.filter_vmap(train)(seeds, scales)
+    for i in range(3):
+        alone = train(seeds[i], scales[i])
+        np.testing.assert_allclose(members.w[i], alone.w, 1e-6, 1e-6)
+    assert (members.w[0] != members.w[1]).any()
 
 
 @row(
