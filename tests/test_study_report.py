@@ -317,8 +317,8 @@ def verdict(lrd, remedy, tasks=("digits", "Fashion"), again=True):
 
 def test_verdicts():
     assert verdict(3, 1) == "seen"
-    assert verdict(3, 3) == "only without the control"
-    assert verdict(3, 5) == "only without the control"
+    assert verdict(3, 3) == "only beside dense"
+    assert verdict(3, 5) == "only beside dense"
     assert verdict(0, 0) == "not seen"
     assert verdict(-3, 0) == "not seen"
     assert verdict(3, 1, tasks=("digits",)) == "not seen"
@@ -346,7 +346,7 @@ def test_more_losses_than_gains():
         assert beside_dense["clear loss"] == len(losses)
 
 
-def test_claim_on_speed_has_its_own_metric_and_control():
+def test_claim_on_speed_has_its_own_metric_and_rival():
     """LRD at the rate of dense learns faster than both, and is less accurate."""
     claim = claims.CLAIMS[0]
     assert "faster" in claim.text

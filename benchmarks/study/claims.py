@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from . import plan
 from .intervals import NOT_RUN, Record, Study, word
-from .plan import CONTROL, Arm, Block
+from .plan import EQUAL_STEP, Arm, Block
 
 NAMES = {
     "accuracy": "test accuracy (%)",
@@ -18,8 +18,8 @@ NAMES = {
 PAIRS = (
     ("best LRD", "dense"),
     plan.BEST,
-    plan.CONTROL,
-    (plan.CONTROL[0], "dense"),
+    plan.EQUAL_STEP,
+    (plan.EQUAL_STEP[0], "dense"),
 )
 
 
@@ -28,7 +28,7 @@ class Claim(NamedTuple):
     regimes: tuple[str, ...]
     metric: str
     first: str  # the arm with LRD
-    control: str
+    rival: str  # which it must beat too, besides dense
 
 
 SADDLES = tuple(
@@ -37,7 +37,7 @@ SADDLES = tuple(
 ORDINARY = tuple(
     block.regime
     for block in plan.BLOCKS
-    if CONTROL[0] in [arm.name for arm in block.arms] and block.regime not in SADDLES
+    if EQUAL_STEP[0] in [arm.name for arm in block.arms] and block.regime not in SADDLES
 )
 OVER_FITTED = tuple(
     name for name in plan.REGIMES if name.endswith(("wrong labels", "samples"))
@@ -47,7 +47,7 @@ CLAIMS = (
         "faster convergence: a lower mean of the training loss over the run",
         ORDINARY,
         "mean training loss",
-        *CONTROL,
+        *EQUAL_STEP,
     ),
     Claim(
         "escape from saddle points: a higher test accuracy from a start at or near one",
@@ -78,9 +78,9 @@ def holds(outcomes: list[tuple[str, str]]) -> bool:
 
 
 def judge(study: Study, claim: Claim) -> tuple[str, list[Counter[str]]]:
-    """Returns the verdict, and what was seen beside dense and beside the control."""
+    """Returns the verdict, and what was seen beside dense and beside the rival."""
     sides = []
-    for other in ("dense", claim.control):
+    for other in ("dense", claim.rival):
         pairs = [
             (block.task, study.outcome(block, claim.metric, claim.first, other))
             for block in plan.BLOCKS
@@ -92,7 +92,7 @@ def judge(study: Study, claim: Claim) -> tuple[str, list[Counter[str]]]:
         return NOT_RUN, counts
     if not holds(sides[0]):
         return "not seen", counts
-    return "seen" if holds(sides[1]) else "only without the control", counts
+    return "seen" if holds(sides[1]) else "only beside dense", counts
 
 
 def to_replicate(block: Block, records: list[Record]) -> list[Arm]:
@@ -104,7 +104,7 @@ def to_replicate(block: Block, records: list[Record]) -> list[Arm]:
     pairs = [(m, *pair) for m in block.metrics for pair in plan.comparisons(block)]
     for claim in CLAIMS:
         if block.regime in claim.regimes:
-            others = ("dense", claim.control)
+            others = ("dense", claim.rival)
             pairs += [(claim.metric, claim.first, other) for other in others]
     for metric, first, second in pairs:
         comparison = study.compare(block, metric, first, second)

@@ -163,15 +163,16 @@ BLOCKS = tuple(
 )
 
 BEST = ("best LRD", "best remedy")
-CONTROL = ("LRD 0.5, dense's rate", "dense, half the rate")
+# LRD as in the paper, and the arm that has its mean step without a mask.
+EQUAL_STEP = ("LRD 0.5, dense's rate", "dense, half the rate")
 
 
 def comparisons(block: Block) -> list[tuple[str, str]]:
     """Returns pairs (arm, minus this arm); "best" is chosen on validation data."""
     names = [arm.name for arm in block.arms]
     pairs = [(name, "dense") for name in names if name != "dense"]
-    if CONTROL[0] in names:
-        pairs.append(CONTROL)
+    if EQUAL_STEP[0] in names:
+        pairs.append(EQUAL_STEP)
     if any(arm.kind == "remedy" for arm in block.arms):
         pairs.append(BEST)
     return pairs

@@ -99,10 +99,10 @@ def claims_table(study: Study) -> str:
         verdict, counts = judge(study, claim)
         cells = [
             f"{claim.first} - {other}: {counts_text(count)}"
-            for other, count in zip(("dense", claim.control), counts, strict=True)
+            for other, count in zip(("dense", claim.rival), counts, strict=True)
         ]
         rows.append([claim.text, *cells, f"**{verdict}**"])
-    return table(["claim", "beside dense", "beside the control", "verdict"], rows)
+    return table(["claim", "beside dense", "beside the rival", "verdict"], rows)
 
 
 OUTCOMES = (
