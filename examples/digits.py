@@ -1,15 +1,22 @@
 """Learning Rate Dropout (LRD) on the 1,797 handwritten digits of scikit-learn.
 
-    python examples/digits.py            # about 100 seconds on 2 CPU cores
+    python examples/digits.py            # about 2 minutes on 2 CPU cores
     python examples/digits.py --quick    # a short look
     python examples/digits.py --optimizers adam sgdm --keep-prob 0.3 --seeds 32
 
-A small Flax NNX CNN is trained with the five optimizers of the paper, each in three
-arms: "dense" (the plain optimizer), "control" (dense at keep_prob x the learning rate)
-and "LRD". LRD shrinks the mean step by keep_prob. So a gain over the dense arm may come
-from a smaller step alone, unless it is a gain over the control too. All seeds of an arm
-train at once, by `vmap`. The arms of one seed share its initial weights and its
-batches, so differences are paired by seed.
+A small Flax NNX CNN is trained with the five optimizers of the paper, each in four
+arms:
+
+- "dense": the plain optimizer, which updates every element at every step;
+- "dense, half the rate": dense at keep_prob x the learning rate;
+- "LRD", at the rate of dense. It shrinks the mean step by keep_prob. So a gain over
+  dense may come from a smaller step alone, unless it is a gain over half the rate too;
+- "LRD, unbiased": the same mean step as dense. This is LRD at the rate / keep_prob, so
+  it shares a compiled program with LRD. For these optimizers it is what
+  `learning_rate_dropout(..., unbiased=True)` does at the rate.
+
+All seeds of an arm train at once, by `vmap`. The arms of one seed share its initial
+weights and its batches, so differences are paired by seed.
 """
 
 import math
@@ -29,10 +36,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
-from report import save_picture, write_report
-from rich import box, progress
+from report import progress_bar, save_picture, write_report
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -51,21 +60,18 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 STYLES = {  # colors of Okabe and Ito
     "dense": {"color": "#0072B2", "linestyle": "-"},
-    "control": {"color": "#009E73", "linestyle": "--"},
     "LRD": {"color": "#D55E00", "linestyle": "-"},
+    "LRD, unbiased": {"color": "#CC79A7", "linestyle": "-."},
 }
-LABELS = {
-    "dense": "dense",
-    "control": "control (dense, keep_prob x rate)",
-    "LRD": "LRD",
-}
+LOWER_STYLE = {"color": "#009E73", "linestyle": "--"}  # of "dense, half the rate"
 BAND = {"alpha": 0.2, "linewidth": 0}
 
 
 class Arm(NamedTuple):
     optimizer: str
-    kind: str  # "dense", "control" or "LRD"
+    name: str
     rate: float
+    has_lrd: bool
 
 
 class Curves(NamedTuple):
@@ -78,14 +84,22 @@ class Result(NamedTuple):
     """The results of an arm: means over the seeds, half widths of 95 % intervals."""
 
     optimizer: str
-    kind: str
+    arm: str
     rate: float
     accuracy_percent: list[float]  # after each epoch
     accuracy_half_width: list[float]
     train_loss: list[float]
     ms_a_step_of_all_seeds: float
-    lrd_minus_this: float  # points of final accuracy
-    lrd_minus_this_half_width: float
+
+
+class Difference(NamedTuple):
+    """The final accuracy of an arm minus that of another, in points."""
+
+    optimizer: str
+    arm: str
+    minus: str
+    points: float
+    half_width: float
 
 
 class CNN(nnx.Module):
@@ -132,9 +146,25 @@ def batch_orders(seed: int, epochs: int) -> np.ndarray:
 
 def make_optimizer(arm: Arm, rate: Any, keep_prob: float, key: jax.Array):
     base = OPTIMIZERS[arm.optimizer](rate)
-    if arm.kind != "LRD":
+    if not arm.has_lrd:
         return base
-    return optax.chain(base, lrd_optax.learning_rate_dropout(keep_prob, key=key))
+    dropout = lrd_optax.learning_rate_dropout(keep_prob=keep_prob, key=key)
+    return optax.chain(base, dropout)
+
+
+def make_arms(
+    names: list[str], rates: dict[str, float], keep_prob: float, lower_rate: bool
+) -> list[Arm]:
+    arms = []
+    for name in dict.fromkeys(names):
+        rate = rates[name]
+        arms.append(Arm(name, "dense", rate, False))
+        if lower_rate:
+            lower = options.lower_rate(keep_prob)
+            arms.append(Arm(name, lower, rate * keep_prob, False))
+        arms.append(Arm(name, "LRD", rate, True))
+        arms.append(Arm(name, "LRD, unbiased", rate / keep_prob, True))
+    return arms
 
 
 def train(arms: list[Arm], seeds: int, epochs: int, keep_prob: float) -> list[Curves]:
@@ -175,15 +205,18 @@ def train(arms: list[Arm], seeds: int, epochs: int, keep_prob: float) -> list[Cu
         all_seeds = jax.vmap(epoch, in_axes=(0, 0, 0, None))
         return jax.jit(all_seeds, donate_argnums=0).lower(*args).compile()
 
-    def train_arm(arm, on_epoch):
+    def train_arm(arm):
         def initial_state(params, key):
             return make_optimizer(arm, rate, keep_prob, key).init(params)
 
         rate, params = jnp.float32(arm.rate), initial_params(init_keys)
         carry = params, jax.vmap(initial_state)(params, mask_keys)
-        program = arm.optimizer, arm.kind == "LRD"  # not the rate, which is an argument
+        program = arm.optimizer, arm.has_lrd  # not the rate, which is an argument
+        text = f"{arm.optimizer}, {arm.name}"
         if program not in programs:
+            bar.update(task, description=f"{text}: compiling")
             programs[program] = compile_epoch(arm, carry, orders[0], mask_keys, rate)
+        bar.update(task, description=text)
         accuracies, losses, seconds = [], [], []
         for order in orders:
             start = time.perf_counter()
@@ -191,20 +224,15 @@ def train(arms: list[Arm], seeds: int, epochs: int, keep_prob: float) -> list[Cu
             losses.append(np.asarray(loss))  # waits for the result
             seconds.append(time.perf_counter() - start)
             accuracies.append(np.asarray(accuracy(carry[0])))
-            on_epoch()
+            bar.advance(task)
         ms_per_step = 1e3 * float(np.median(seconds)) / (TRAIN_SIZE // BATCH)
         return Curves(np.stack(accuracies), np.stack(losses), ms_per_step)
 
     programs: dict[tuple[str, bool], Callable] = {}
-    # On stderr, so that stdout can go to a file and hold the table alone.
-    columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress_bar() as bar:
+        bar.console.print("Each optimizer is compiled twice: without and with LRD.")
         task = bar.add_task("", total=len(arms) * epochs)
-        curves = []
-        for arm in arms:
-            bar.update(task, description=f"{arm.optimizer + ' ' + arm.kind:15}")
-            curves.append(train_arm(arm, lambda: bar.advance(task)))
-    return curves
+        return [train_arm(arm) for arm in arms]
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,125 +243,172 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarize(arms: list[Arm], curves: list[Curves]) -> list[Result]:
-    pairs = list(zip(arms, curves, strict=True))
-    lrd = {arm.optimizer: c.accuracy[-1] for arm, c in pairs if arm.kind == "LRD"}
     results = []
-    for arm, c in pairs:
+    for arm, c in zip(arms, curves, strict=True):
         mean, half = interval(c.accuracy)
-        gain, gain_half = interval(lrd[arm.optimizer] - c.accuracy[-1])
-        loss = c.loss.mean(-1).tolist()
-        numbers = mean.tolist(), half.tolist(), loss, c.ms_per_step, float(gain)
-        results.append(Result(*arm, *numbers, float(gain_half)))
+        numbers = mean.tolist(), half.tolist(), c.loss.mean(-1).tolist()
+        results.append(Result(*arm[:3], *numbers, c.ms_per_step))
     return results
+
+
+def compare(
+    arms: list[Arm], curves: list[Curves], keep_prob: float
+) -> list[Difference]:
+    final = {
+        (arm.optimizer, arm.name): c.accuracy[-1]
+        for arm, c in zip(arms, curves, strict=True)
+    }
+    lower = options.lower_rate(keep_prob)
+    pairs = (("LRD", "dense"), ("LRD", lower), ("LRD, unbiased", "dense"))
+    return [
+        Difference(name, first, second, float(mean), float(half))
+        for name in dict.fromkeys(arm.optimizer for arm in arms)
+        for first, second in pairs
+        if (name, second) in final
+        for mean, half in [interval(final[name, first] - final[name, second])]
+    ]
 
 
 def make_table(results: list[Result]) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    headers = "optimizer arm rate accuracy,% LRD-this train_loss ms/step"
-    for number, header in enumerate(headers.split()):
+    headers = "optimizer", "arm", "rate", "accuracy, %", "train loss", "ms/step"
+    for number, header in enumerate(headers):
         justify = "left" if number < 2 else "right"
-        table.add_column(header.replace("_", " "), justify=justify, no_wrap=True)
+        table.add_column(header, justify=justify, no_wrap=True)
     for r in results:
-        is_lrd = r.kind == "LRD"
         table.add_row(
             r.optimizer,
-            r.kind,
+            r.arm,
             f"{r.rate:.3g}",
             f"{r.accuracy_percent[-1]:.2f} ± {r.accuracy_half_width[-1]:.2f}",
-            ""
-            if is_lrd
-            else f"{r.lrd_minus_this:+.2f} ± {r.lrd_minus_this_half_width:.2f}",
             f"{r.train_loss[-1]:.3g}",
             f"{r.ms_a_step_of_all_seeds:.1f}",
-            end_section=is_lrd,
+            end_section=r.arm == "LRD, unbiased",
         )
     return table
 
 
-def verdict(results: list[Result]) -> str:
+def make_difference_table(differences: list[Difference]) -> Table:
+    pairs = dict.fromkeys((d.arm, d.minus) for d in differences)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("optimizer", no_wrap=True)
+    for first, second in pairs:
+        # In two lines, since the name of an arm may have a comma in it.
+        table.add_column(f"{first}\nminus {second}", justify="right", no_wrap=True)
+    for name in dict.fromkeys(d.optimizer for d in differences):
+        row = [d for d in differences if d.optimizer == name]
+        table.add_row(name, *(f"{d.points:+.2f} ± {d.half_width:.2f}" for d in row))
+    return table
+
+
+def verdict(differences: list[Difference]) -> str:
     """Says in one sentence what the paired differences show."""
-    others = [r for r in results if r.kind != "LRD"]
-    clear = [
-        f"{'better' if r.lrd_minus_this > 0 else 'worse'} than {r.kind} {r.optimizer}"
-        for r in others
-        if abs(r.lrd_minus_this) > r.lrd_minus_this_half_width
-    ]
+    found: dict[str, list[str]] = {}
+    for d in differences:
+        if abs(d.points) > d.half_width:
+            word = "better" if d.points > 0 else "worse"
+            text = f"{d.arm} is {word} than {d.minus} with"
+            found.setdefault(text, []).append(d.optimizer)
+    clear = "; ".join(f"{text} {' and '.join(names)}" for text, names in found.items())
+    number, count = len(differences), sum(map(len, found.values()))
     return (
-        f"LRD is {', '.join(clear) or 'not clearly different from the other arms'}: "
-        f"{len(clear)} of {len(others)} intervals of LRD-this exclude 0"
-        f" (chance alone gives about {len(others) * 0.05:.2g})."
+        f"{clear or 'No arm is clearly better or worse'}: {count} of {number} intervals"
+        f" of differences exclude 0 (chance alone gives about {number * 0.05:.2g})."
     )
 
 
-def draw(results: list[Result], path: Path) -> None:
+def draw(
+    results: list[Result], differences: list[Difference], seeds: int, path: Path
+) -> None:
     names = list(dict.fromkeys(r.optimizer for r in results))
-    kinds = list(dict.fromkeys(r.kind for r in results if r.kind != "LRD"))
     columns = min(3, len(names) + 1)
     rows = math.ceil((len(names) + 1) / columns)
-    figure = Figure(figsize=(3 * columns, 2.7 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(3 * columns, 2.7 * rows + 1), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     panels, summary = dict(zip(names, axes, strict=False)), axes[len(names)]
     for r in results:
-        panel, style = panels[r.optimizer], STYLES[r.kind]
-        color, half = style["color"], np.array(r.accuracy_half_width)
+        panel, style = panels[r.optimizer], STYLES.get(r.arm, LOWER_STYLE)
+        half = np.array(r.accuracy_half_width)
         error, epochs = 100 - np.array(r.accuracy_percent), np.arange(1, len(half) + 1)
-        panel.plot(epochs, error, label=LABELS[r.kind], **style)
-        panel.fill_between(epochs, error - half, error + half, color=color, **BAND)
-        if r.kind in kinds:
-            y = names.index(r.optimizer) + 0.3 * kinds.index(r.kind)
-            half = r.lrd_minus_this_half_width
-            summary.errorbar(r.lrd_minus_this, y, xerr=half, color=color, fmt="o", ms=4)
+        panel.plot(epochs, error, label=r.arm, **style)
+        band = {"color": style["color"], **BAND}
+        panel.fill_between(epochs, error - half, error + half, **band)
     final = [100 - r.accuracy_percent[-1] for r in results]
     for name, panel in panels.items():
-        panel.set(title=name, xlabel="epoch", ylabel="test error (%)", yscale="log")
+        panel.set(title=name, xlabel="epoch", ylabel="test error (%), log scale")
+        panel.set_yscale("log")
         # The errors of the first epochs, up to 90 %, would flatten all later ones.
         panel.set_ylim(0.7 * min(final), max(15, 1.3 * max(final)))
         panel.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100]))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
-    summary.axvline(0, color="black", lw=0.8)
-    summary.set_yticks(np.arange(len(names)) + 0.15 * (len(kinds) - 1), names)
-    summary.invert_yaxis()
-    summary.set(title="LRD minus the other arms", xlabel="accuracy (points)")
-    summary.grid(alpha=0.3, axis="x")
+    draw_differences(differences, names, summary)
     for unused in axes[len(names) + 1 :]:
         unused.set_axis_off()
     lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=3, frameon=False)
+    lines.append(Patch(color="gray", **BAND))
+    labels.append(f"band: 95 % interval over {seeds} seeds")
+    place: dict[str, Any] = {"frameon": False, "ncols": columns}
+    figure.legend(lines, labels, loc="outside upper center", **place)
+    marks, labels = summary.get_legend_handles_labels()
+    figure.legend(marks, labels, loc="outside lower center", **place)
     save_picture(figure, path, dpi=150)
 
 
-def write_json(results: list[Result], config: dict[str, Any], path: Path) -> None:
-    config = config | {"batch": BATCH, "train_images": TRAIN_SIZE}
-    write_report(config, [r._asdict() for r in results], path)
+def draw_differences(
+    differences: list[Difference], names: list[str], panel: Axes
+) -> None:
+    pairs = list(dict.fromkeys((d.arm, d.minus) for d in differences))
+    for number, pair in enumerate(pairs):
+        shown = [d for d in differences if (d.arm, d.minus) == pair]
+        panel.errorbar(
+            [d.points for d in shown],
+            np.arange(len(names)) + 0.25 * (number - (len(pairs) - 1) / 2),
+            xerr=[d.half_width for d in shown],
+            fmt="os^"[number],
+            ms=4,
+            color=STYLES[pair[0]]["color"],
+            fillstyle="full" if pair[1] == "dense" else "none",
+            label=" minus ".join(pair),
+        )
+    panel.axvline(0, color="black", lw=0.8)
+    panel.set_yticks(np.arange(len(names)), names)
+    panel.invert_yaxis()
+    panel.set(title="differences, 95 % intervals", xlabel="test accuracy (points)")
+    panel.grid(alpha=0.3, axis="x")
 
 
 def main() -> None:
     args = options.digits()
     rates = options.RATES | dict(args.learning_rates)
-    arms = []
-    for name in dict.fromkeys(args.optimizers):
-        arms.append(Arm(name, "dense", rates[name]))
-        if not args.no_lower_rate:
-            arms.append(Arm(name, "control", rates[name] * args.keep_prob))
-        arms.append(Arm(name, "LRD", rates[name]))
+    arms = make_arms(args.optimizers, rates, args.keep_prob, not args.no_lower_rate)
     config = {name: getattr(args, name) for name in ("seeds", "epochs", "keep_prob")}
-    results = summarize(arms, train(arms, **config))
+    curves = train(arms, **config)
+    results = summarize(arms, curves)
+    differences = compare(arms, curves, args.keep_prob)
     console = Console(highlight=False)
     console.print(make_table(results))
     console.print(
-        "control is dense at keep_prob x the rate, which gives the mean step of LRD;"
-        f" ± is a 95 % interval over {args.seeds} seeds; accuracy is on the test"
-        " set; LRD-this is the accuracy of LRD minus this arm's, paired by seed; train"
-        f" loss is the mean of the last epoch; ms/step is one step of all"
+        f"± is a 95 % interval over {args.seeds} seeds; accuracy is on the test set;"
+        " train loss is the mean of the last epoch; ms/step is one step of all"
         f" {args.seeds} seeds together, {BATCH} images each, without compilation."
+        f' "{options.lower_rate(args.keep_prob)}" has the mean step of LRD, and "LRD,'
+        ' unbiased" that of dense. Differences of accuracy, in points, paired by seed:'
     )
-    console.print(f"\n{verdict(results)}\n")
+    console.print(make_difference_table(differences))
+    console.print(f"{verdict(differences)}\n")
+    config |= {"batch": BATCH, "train_images": TRAIN_SIZE}
+    rows = [r._asdict() for r in results]
+    more = [d._asdict() for d in differences]
     options.save(
-        args.output / "digits.json", lambda path: write_json(results, config, path)
+        args.output / "digits.json",
+        lambda path: write_report(config, rows, path, differences=more),
     )
-    options.save(args.output / "digits.png", lambda path: draw(results, path))
+    options.save(
+        args.output / "digits.png",
+        lambda path: draw(results, differences, args.seeds, path),
+    )
     console.print(f"Wrote {args.output}/digits.png and .json")
 
 

@@ -52,9 +52,10 @@ from digits import BAND, interval, load_data
 from fashion_mnist import DEBIAN, load_folder
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
-from report import save_picture, write_report
-from rich import box, progress
+from report import progress_bar, save_picture, write_report
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -324,10 +325,14 @@ def train_all(
     # The first step in the order of the batches, and when to measure after it.
     first = {"narrow": (0, task.narrow_steps), "scratch": (0, steps)}
     grown = task.narrow_steps, task.wide_steps
-    results = []
+    results, compiled = [], set()
 
     def train_arm(name, arm, graph, params):
-        bar.update(bar_task, description=f"{name} {arm.name:14}")
+        text = f"{name}, {arm.name}"
+        if (name, graph) not in compiled:
+            compiled.add((name, graph))
+            text += ": compiling, then training"
+        bar.update(bar_task, description=text)
         rate = getattr(task.rates[name], arm.kind)
         numbers = jnp.float32(rate), jnp.float32(keep_prob), jnp.int32(arm.lrd_steps)
         begin, length = first.get(arm.kind, grown)
@@ -337,9 +342,8 @@ def train_all(
         bar.advance(bar_task)
         return params
 
-    # On stderr, so that stdout can go to a file and hold the table alone.
-    columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress_bar() as bar:
+        bar.console.print("Each optimizer is compiled twice: narrow and wide.")
         bar_task = bar.add_task("", total=len(names) * (1 + len(ARMS)))
         for name in names:
             start = initial_params(sizes[0])
@@ -448,9 +452,9 @@ def verdict(results: list[Result]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def draw(results: list[Result], task: Task, path: Path) -> None:
+def draw(results: list[Result], task: Task, seeds: int, path: Path) -> None:
     names = list(dict.fromkeys(r.optimizer for r in results))
-    figure = Figure(figsize=(4.5 * max(len(names), 1.4), 6), layout="constrained")
+    figure = Figure(figsize=(4.5 * max(len(names), 1.4), 6.2), layout="constrained")
     panels = figure.subplots(2, len(names), squeeze=False, sharey="row")
     for name, errors, units in zip(names, *panels, strict=True):
         arms, noise = arms_of(results, name)
@@ -470,7 +474,7 @@ def draw(results: list[Result], task: Task, path: Path) -> None:
         x = task.narrow_steps + task.wide_steps / 20
         errors.text(x, 0.96, f"widened {FACTOR}x", **place)
         errors.set(title=name, xlabel="training step", yscale="log")
-        units.set(xlabel="step after growth")
+        units.set(xlabel="step after growth, log scale from 1 on")
         units.set_xscale("symlog", linthresh=1, linscale=0.4)
         units.xaxis.set_major_formatter("{x:g}")
         for panel in (errors, units):
@@ -478,15 +482,18 @@ def draw(results: list[Result], task: Task, path: Path) -> None:
     final = [100 - r.accuracy_percent[-1] for r in results]
     errors, units = panels[:, 0]
     # The errors of the first steps, up to 90 %, would flatten all later ones.
-    errors.set(ylabel="test error (%)", ylim=(0.85 * min(final), 2.5 * max(final)))
+    errors.set(ylabel="test error (%), log scale")
+    errors.set_ylim(0.85 * min(final), 2.5 * max(final))
     errors.yaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50]))
     errors.yaxis.set_major_formatter("{x:g}")
     errors.yaxis.set_minor_locator(NullLocator())
     units.set(ylabel="distinct hidden units", ylim=(0, 1.08 * FACTOR * task.hidden))
     units.set_yticks([n * task.hidden for n in range(FACTOR + 1)])
     lines, labels = panels[0, 0].get_legend_handles_labels()
-    place = {"loc": "outside upper center", "ncols": 3, "frameon": False}
-    figure.legend(lines, labels, **place)
+    lines.append(Patch(color="gray", **BAND))
+    labels.append(f"band: 95 % interval over {seeds} seeds")
+    place = {"loc": "outside upper center", "ncols": min(3, 1 + len(names))}
+    figure.legend(lines, labels, frameon=False, **place)
     save_picture(figure, path, dpi=150)
 
 
@@ -518,7 +525,9 @@ def main() -> None:
     options.save(
         args.output / "grow.json", lambda path: write_report(config, rows, path)
     )
-    options.save(args.output / "grow.png", lambda path: draw(results, task, path))
+    options.save(
+        args.output / "grow.png", lambda path: draw(results, task, args.seeds, path)
+    )
     console.print(f"Wrote {args.output}/grow.png and .json")
 
 

@@ -59,6 +59,11 @@ def save(path: Path, write: Callable[[Path], object]) -> None:
     SAVED.append(path)
 
 
+def lower_rate(keep_prob: float) -> str:
+    """Returns the name of the arm that has the mean step of LRD without a mask."""
+    return f"dense, {'half the' if keep_prob == 0.5 else f'{keep_prob:g} x'} rate"
+
+
 def check_keep_prob(parser: argparse.ArgumentParser, value: float) -> None:
     if not 0 < value <= 1:
         parser.error(f"--keep-prob must be above 0 and at most 1, got {value:g}")

@@ -4,16 +4,18 @@
     python examples/range_test.py --quick              # a short look
     python examples/range_test.py --optimizer adam --keep-prob 0.3
 
-The test runs from the initial weights of every seed at once, with and without Learning
-Rate Dropout (LRD). Then the CNN of examples/digits.py is trained, also with and without
-LRD, by four schedules:
+The test runs from the initial weights of every seed at once, "dense" (the plain
+optimizer) and with Learning Rate Dropout ("LRD"). Then the CNN of examples/digits.py is
+trained, also dense and with LRD, by five schedules:
 
-- the fixed rate where the loss fell fastest;
-- cyclical learning rates (CLR) between the bounds that the curve suggests;
-- the fixed rate that is the mean of the cycle. CLR has to beat this too: a gain over
-  another rate may come from the rate alone;
-- the fixed rate of examples/digits.py, found by many trainings without LRD instead of
-  by one test.
+- "fixed, peak": the rate where nine tenths of the fall of the loss are done. It is
+  recommended to begin with;
+- "fixed, steepest": the lower rate where the loss fell fastest;
+- "cyclical": cyclical learning rates from the base of the curve to its peak;
+- "fixed, mean of cycle": the mean of these. Cyclical rates have to beat this too: a
+  gain over another rate may come from the rate alone;
+- "fixed, tuned": the rate of examples/digits.py, found by many dense trainings instead
+  of by one test. With LRD it is divided by keep_prob, which keeps the mean step.
 """
 
 import math
@@ -33,8 +35,9 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
-from report import save_picture, write_report
+from report import progress_bar, save_picture, write_report
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -47,11 +50,11 @@ CYCLES = 3  # in the whole training
 
 
 class Suggestion(NamedTuple):
+    peak: float  # recommended to begin with
+    base: float
     steepest: float
     valley: float
     min_over_10: float
-    base: float
-    peak: float
 
 
 class Arm(NamedTuple):
@@ -66,8 +69,8 @@ class Result(NamedTuple):
     rate: str
     accuracy_percent: list[float]  # after each epoch, mean of the seeds
     accuracy_half_width: list[float]  # of 95 % intervals
-    minus_fixed: float  # points of final accuracy above the dense, fixed rate
-    minus_fixed_half_width: float
+    minus_dense_peak: float  # points of final accuracy
+    minus_dense_peak_half_width: float
 
 
 def setup(seeds: int) -> dict[str, Any]:
@@ -101,7 +104,8 @@ def batch_orders(seeds: int, epochs: int) -> np.ndarray:
 
 
 def optimizer(name: str, kind: str, rate: Any, keep_prob: float, key: jax.Array):
-    return digits.make_optimizer(digits.Arm(name, kind, rate), rate, keep_prob, key)
+    arm = digits.Arm(name, kind, rate, kind == "LRD")
+    return digits.make_optimizer(arm, rate, keep_prob, key)
 
 
 def test_range(task, orders, name: str, kind: str, keep_prob: float, steps: int):
@@ -119,16 +123,20 @@ def test_range(task, orders, name: str, kind: str, keep_prob: float, steps: int)
 
 
 def suggest(result: lrd_optax.RangeTestResult) -> Suggestion:
+    base, peak = lrd_optax.suggest_cycle(result)
     methods = ("steepest", "valley", "min_over_10")
     rates = (lrd_optax.suggest_learning_rate(result, method) for method in methods)
-    return Suggestion(*rates, *lrd_optax.suggest_cycle(result))
+    return Suggestion(peak, base, *rates)
 
 
-def train(task, orders, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
-    """Returns the test accuracy after each epoch, [seeds, epochs]."""
+def make_training(task, orders, name: str, kind: str, keep_prob: float):
+    """Returns a function: rates of all steps -> test accuracy, [seeds, epochs].
 
-    def one_seed(params, key, order):
-        tx = optimizer(name, arm.kind, arm.rate, keep_prob, key)
+    The rates are an argument, so that all arms of a kind share one program.
+    """
+
+    def one_seed(params, key, order, rates):
+        tx = optimizer(name, kind, lambda count: rates[count], keep_prob, key)
 
         def step(carry, batch):
             params, state = carry
@@ -142,19 +150,33 @@ def train(task, orders, name: str, arm: Arm, keep_prob: float) -> np.ndarray:
 
         return jax.lax.scan(epoch, (params, tx.init(params)), order)[1]
 
-    accuracies = jax.jit(jax.vmap(one_seed))(task["params"], task["mask_keys"], orders)
-    return np.asarray(accuracies)
+    all_seeds = jax.jit(jax.vmap(one_seed, in_axes=(0, 0, 0, None)))
+
+    def train(rates):
+        return np.asarray(all_seeds(task["params"], task["mask_keys"], orders, rates))
+
+    return train
 
 
-def make_arms(name: str, kind: str, suggestion: Suggestion, steps: int) -> list[Arm]:
+def make_arms(
+    name: str, kind: str, suggestion: Suggestion, steps: int, keep_prob: float
+) -> list[Arm]:
     cycle = schedules.cyclical(suggestion.base, suggestion.peak, steps // (2 * CYCLES))
-    mean = (suggestion.base + suggestion.peak) / 2
+    tuned = options.RATES[name] / (keep_prob if kind == "LRD" else 1)
     return [
+        Arm(kind, "fixed, peak", suggestion.peak),
         Arm(kind, "fixed, steepest", suggestion.steepest),
-        Arm(kind, "fixed, mean of CLR", mean),
-        Arm(kind, "CLR", cycle),
-        Arm(kind, "fixed, tuned for dense", options.RATES[name]),
+        Arm(kind, "cyclical", cycle),
+        Arm(kind, "fixed, mean of cycle", (suggestion.base + suggestion.peak) / 2),
+        Arm(kind, "fixed, tuned", tuned),
     ]
+
+
+def rates_of(arm: Arm, steps: int) -> jax.Array:
+    """Returns the learning rate of each step."""
+    if callable(arm.rate):
+        return jax.vmap(arm.rate)(jnp.arange(steps))
+    return jnp.full(steps, arm.rate)
 
 
 def summarize(
@@ -173,15 +195,31 @@ def summarize(
     return results
 
 
+def verdict(results: list[Result]) -> str:
+    """Says in one sentence what the paired differences show."""
+    clear: dict[str, list[str]] = {}
+    others = results[1:]
+    for r in others:
+        if abs(r.minus_dense_peak) > r.minus_dense_peak_half_width:
+            word = "better" if r.minus_dense_peak > 0 else "worse"
+            clear.setdefault(word, []).append(f'"{r.kind}, {r.schedule}"')
+    parts = [f"{' and '.join(arms)} clearly {word}" for word, arms in clear.items()]
+    number = len(others) - sum(map(len, clear.values()))
+    parts.append(f"{number} of the {len(others)} other arms cannot be told apart")
+    first = 'Compared with "dense, fixed, peak", which is recommended to begin with'
+    return f"{first}: {'; '.join(parts)}."
+
+
 def draw(ranges, suggestions, arms, accuracies, path: Path) -> None:
     figure = Figure(figsize=(9, 8), layout="constrained")
     upper, lower = figure.subplots(2, 2)
     for axes, (kind, result) in zip(upper, ranges.items(), strict=True):
         axes.sharey(upper[0])
-        marks = {"steepest": suggestions[kind].steepest}
-        cycle = suggestions[kind].base, suggestions[kind].peak
+        suggestion = suggestions[kind]
+        marks = {"peak": suggestion.peak, "steepest": suggestion.steepest}
+        cycle = suggestion.base, suggestion.peak
         plotting.plot_range_test(result, marks=marks, cycle=cycle, ax=axes)
-        axes.set_title(f"range test, {kind}")
+        axes.set(title=f"range test, {kind}", xlabel="learning rate, log scale")
     errors = [100 - accuracy for accuracy in accuracies]
     lowest, epochs = min(e.mean(0).min() for e in errors), np.arange(errors[0].shape[1])
     for axes, kind in zip(lower, ranges, strict=True):
@@ -191,7 +229,7 @@ def draw(ranges, suggestions, arms, accuracies, path: Path) -> None:
             if arm.kind == kind
         }
         plotting.plot_learning_curves(curves, steps=epochs + 1, ax=axes)
-        axes.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
+        axes.set(xlabel="epoch", ylabel="test error (%), log scale", yscale="log")
         # The errors of the first epochs, up to 90 %, would flatten all later ones.
         axes.set_ylim(0.8 * lowest, max(20, 4 * lowest))
         axes.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 50]))
@@ -199,66 +237,81 @@ def draw(ranges, suggestions, arms, accuracies, path: Path) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(f"training, {kind}")
     # One legend for both, which have the same lines. Outside of them it hides none.
-    title = f"{axes.get_legend().get_title().get_text()}, {len(errors[0])} seeds"
     lines, _ = axes.get_legend_handles_labels()
     for axes in lower:
         axes.get_legend().remove()
-    below = {"loc": "outside lower center", "ncols": 4, "frameon": False}
-    figure.legend(lines, curves, title=title, **below)
+    lines.append(Patch(color="gray", **digits.BAND))
+    labels = [*curves, f"band: 95 % interval over {len(errors[0])} seeds"]
+    below = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+    figure.legend(lines, labels, **below)
     save_picture(figure, path, dpi=100)
 
 
 def make_table(results: list[Result]) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, header in enumerate(
-        ("arm", "schedule", "learning rate", "accuracy, %", "minus dense, steepest")
-    ):
-        table.add_column(header, justify="left" if number < 2 else "right")
+    headers = "arm", "schedule", "learning rate", "accuracy, %", "minus dense, peak"
+    for number, header in enumerate(headers):
+        justify = "left" if number < 2 else "right"
+        table.add_column(header, justify=justify, no_wrap=True)
     for number, r in enumerate(results):
-        gain = f"{r.minus_fixed:+.2f} ± {r.minus_fixed_half_width:.2f}"
+        gain = f"{r.minus_dense_peak:+.2f} ± {r.minus_dense_peak_half_width:.2f}"
         accuracy = f"{r.accuracy_percent[-1]:.2f} ± {r.accuracy_half_width[-1]:.2f}"
-        table.add_row(r.kind, r.schedule, r.rate, accuracy, gain if number else "")
+        table.add_row(
+            *(r.kind, r.schedule, r.rate, accuracy, gain if number else ""),
+            end_section=r.schedule == "fixed, tuned",
+        )
     return table
 
 
 def main() -> None:
     args = options.range_test()
-    console, progress = Console(highlight=False), Console(highlight=False, stderr=True)
-    name, keep_prob = args.optimizer, args.keep_prob
+    console, name, keep_prob = Console(highlight=False), args.optimizer, args.keep_prob
     batches = digits.TRAIN_SIZE // digits.BATCH
     test_epochs = math.ceil((args.steps + 1) / batches)
     task, orders = setup(args.seeds), batch_orders(args.seeds, test_epochs)
-    ranges, suggestions = {}, {}
-    for kind in ("dense", "LRD"):
-        ranges[kind] = test_range(task, orders, name, kind, keep_prob, args.steps)
-        suggestions[kind] = suggest(ranges[kind])
-        rates = suggestions[kind]._asdict().items()
-        listed = ", ".join(f"{method} {rate:.2g}" for method, rate in rates)
-        console.print(f"{name}, {kind}: {listed}")
-    orders = batch_orders(args.seeds, args.epochs)
+    kinds, ranges, suggestions, arms = ("dense", "LRD"), {}, {}, []
     steps = args.epochs * batches
-    arms = []
+    with progress_bar() as bar:
+        bar.console.print("Each range test and each training is compiled once.")
+        progress = bar.add_task("", total=len(kinds))
+        for kind in kinds:
+            text = f"range test, {kind}: compiling, then running"
+            bar.update(progress, description=text)
+            test = test_range(task, orders, name, kind, keep_prob, args.steps)
+            ranges[kind], suggestions[kind] = test, suggest(test)
+            arms += make_arms(name, kind, suggestions[kind], steps, keep_prob)
+            bar.advance(progress)
+    console.print(f"Suggested learning rates for {name}:")
     for kind, suggestion in suggestions.items():
-        arms += make_arms(name, kind, suggestion, steps)
-    accuracies = []
-    for arm in arms:
-        progress.print(f"training {arm.kind}, {arm.schedule}")
-        accuracies.append(train(task, orders, name, arm, keep_prob))
+        rates = suggestion._asdict().items()
+        listed = ", ".join(f"{method} {rate:.2g}" for method, rate in rates)
+        console.print(f"{kind}: {listed}")
+    orders, accuracies, training = batch_orders(args.seeds, args.epochs), [], {}
+    with progress_bar() as bar:
+        progress = bar.add_task("", total=len(arms))
+        for arm in arms:
+            text = f"training {arm.kind}, {arm.schedule}"
+            if arm.kind not in training:
+                text += ": compiling, then running"
+                tools = task, orders, name, arm.kind, keep_prob
+                training[arm.kind] = make_training(*tools)
+            bar.update(progress, description=text)
+            accuracies.append(training[arm.kind](rates_of(arm, steps)))
+            bar.advance(progress)
     results = summarize(arms, accuracies, suggestions)
-    config = {
-        key: getattr(args, key)
-        for key in ("optimizer", "seeds", "epochs", "keep_prob", "steps")
-    }
     console.print(make_table(results))
     console.print(
         f"± is a 95 % interval over {args.seeds} seeds, of differences paired by "
-        f"seed; accuracy is on the test set after {args.epochs} epochs.\n"
+        f"seed; accuracy is on the test set after {args.epochs} epochs.\n\n"
+        f"{verdict(results)}\n"
     )
+    names = "optimizer", "seeds", "epochs", "keep_prob", "steps"
+    config = {key: getattr(args, key) for key in names} | RANGE
     rows = [r._asdict() for r in results]
     more = {kind: rates._asdict() for kind, rates in suggestions.items()}
     options.save(
         args.output / "range_test.json",
-        lambda path: write_report(config | RANGE, rows, path, suggestions=more),
+        lambda path: write_report(config, rows, path, suggestions=more),
     )
     options.save(
         args.output / "range_test.png",

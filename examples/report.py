@@ -1,4 +1,4 @@
-"""Writes the results of the examples, as JSON and as pictures."""
+"""Shows how far an example is, and writes its results as JSON and as pictures."""
 
 import json
 import platform
@@ -9,8 +9,21 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 from PIL import Image  # Matplotlib depends on it
+from rich import progress
+from rich.console import Console
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "scikit-learn")
+
+
+def progress_bar() -> progress.Progress:
+    # On stderr, so that stdout can go to a file and hold the tables alone.
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=12),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
 
 
 def write_report(

@@ -3,10 +3,11 @@
     python examples/saddle.py               # about 25 seconds on 2 CPU cores
     python examples/saddle.py --runs 2000   # narrower intervals
 
-Gradient descent, momentum and Adam run in four arms each: "dense" (the optimizer
-alone), "control" (dense at keep_prob x the rate, the mean step of LRD), "noise" (dense,
-with a little noise on the gradient, as mini-batches have) and "LRD". Each run has its
-own start and seed, which the four arms share. All runs of an arm go at once, by `vmap`.
+Gradient descent, momentum and Adam run in four arms each: "dense" (the plain
+optimizer), "dense, half the rate" (dense at keep_prob x the rate, the mean step of
+LRD), "noise" (dense, with a little noise on the gradient, as mini-batches have) and
+"LRD" (at the rate of dense). Each run has its own start and seed, which the four arms
+share. All runs of an arm go at once, by `vmap`.
 
 The loss is 1/2 s^2 + 1/4 u^4 - 1/2 u^2 - tilt u, where s and u are the two parameters
 turned by an angle. It is a valley along u, with two minima and a saddle between them.
@@ -37,7 +38,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from report import save_picture, write_report
+from report import progress_bar, save_picture, write_report
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -51,7 +52,6 @@ OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], float]]
     "momentum": (lambda rate: optax.sgd(rate, momentum=0.9), 0.005),
     "Adam": (optax.adam, 0.02),
 }
-ARMS = ("dense", "control", "noise", "LRD")
 NOISE = 1e-3  # standard deviation; the gradients at the starts by a saddle are 0.5 to 1
 TILT = 0.2
 DISTANCES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -186,20 +186,32 @@ def descend(name: str, arm: str, runs: Run, count: int, steps: int, keep_prob: f
     return carry[2].reshape(-1, count), paths.transpose(1, 2, 0, 3)
 
 
+def make_arms(keep_prob: float) -> tuple[str, ...]:
+    return "dense", options.lower_rate(keep_prob), "noise", "LRD"
+
+
 def measure(runs: int, steps: int, keep_prob: float) -> tuple[Results, Paths]:
     problems = list(dict.fromkeys((*PROBLEMS, *SWEEP)))  # TURNED is in both
     groups = [make_runs(problem, runs) for problem in problems]
-    dense = jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
-    control = dense._replace(speed=dense.speed * np.float32(keep_prob))
+    usual = jax.tree.map(lambda *parts: np.concatenate(parts), *groups)
+    lower = usual._replace(speed=usual.speed * np.float32(keep_prob))
+    arms = make_arms(keep_prob)
+    # The arm at the lower rate is the program of dense, with other numbers.
+    programs = ("dense", usual), ("dense", lower), ("noise", usual), ("LRD", usual)
     results, paths = {}, {}
-    for name in OPTIMIZERS:
-        for arm in ARMS:
-            # The control arm is the program of the dense arm at other rates.
-            program = ("dense", control) if arm == "control" else (arm, dense)
-            outputs = map(np.asarray, descend(name, *program, runs, steps, keep_prob))
-            for problem, escaped, path in zip(problems, *outputs, strict=True):
-                results[problem, name, arm] = summarize(escaped)
-                paths[problem, name, arm] = path
+    with progress_bar() as bar:
+        bar.console.print("Each optimizer is compiled three times: dense, noise, LRD.")
+        task = bar.add_task("", total=len(OPTIMIZERS) * len(arms))
+        for name in OPTIMIZERS:
+            for arm, (program, start) in zip(arms, programs, strict=True):
+                does = "running" if start is lower else "compiling, then running"
+                bar.update(task, description=f"{name}, {arm}: {does}")
+                outputs = descend(name, program, start, runs, steps, keep_prob)
+                outputs = map(np.asarray, outputs)
+                for problem, escaped, path in zip(problems, *outputs, strict=True):
+                    results[problem, name, arm] = summarize(escaped)
+                    paths[problem, name, arm] = path
+                bar.advance(task)
     return results, paths
 
 
@@ -223,14 +235,15 @@ def compare(ours: Escapes, other: Escapes) -> str:
     return "="
 
 
-def verdict(results: Results) -> list[str]:
+def verdict(results: Results, keep_prob: float) -> list[str]:
     """Returns what the intervals show, in words."""
+    others = make_arms(keep_prob)[:2]
 
     def ahead(problem, name):
-        ours, others = results[problem, name, "LRD"], ("dense", "control")
+        ours = results[problem, name, "LRD"]
         return all(compare(ours, results[problem, name, arm]) == "+" for arm in others)
 
-    better = "LRD escapes sooner or more often than both dense and control:"
+    better = f'LRD escapes sooner or more often than "{others[0]}" and "{others[1]}":'
     lines = []
     for is_better in (True, False):
         lines.append(better if is_better else "The intervals do not show this for:")
@@ -255,7 +268,9 @@ def verdict(results: Results) -> list[str]:
     return lines
 
 
-def make_table(problem: Problem, results: Results, steps: int) -> Table:
+def make_table(
+    problem: Problem, results: Results, steps: int, keep_prob: float
+) -> Table:
     def percent(number):
         return f"{number:.{0 if 10 <= number < 99 else 1}f}".removesuffix(".0")
 
@@ -273,10 +288,11 @@ def make_table(problem: Problem, results: Results, steps: int) -> Table:
     table = Table(title=problem.name, title_justify="left", title_style="bold")
     table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
     table.add_column(width=8)
-    for arm in ARMS:
-        table.add_column(arm, width=17)
+    arms = make_arms(keep_prob)
+    for arm in arms:
+        table.add_column(arm.replace(", ", ",\n"), width=17)
     for name in OPTIMIZERS:
-        table.add_row(name.replace(" ", "\n"), *(cell(name, arm) for arm in ARMS))
+        table.add_row(name.replace(" ", "\n"), *(cell(name, arm) for arm in arms))
     return table
 
 
@@ -288,9 +304,11 @@ def draw(
             return f"{escapes.percent:.1f} %"
         return f"{escapes.median_steps:g} steps"
 
-    figure = Figure(figsize=(9, 13), layout="constrained")
+    figure = Figure(figsize=(9, 14), layout="constrained")
     rows = figure.subfigures(4, 1)
     title: dict[str, Any] = {"x": 0.01, "ha": "left", "weight": "bold"}
+    # One legend for each row, below its panels, where it hides nothing.
+    below: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
     for row, problem in zip(rows, (TURNED, ALONG, POOR), strict=False):
         text = f"{problem.name}: the first {SHOWN_STEPS} steps of {SHOWN} runs"
         row.suptitle(f"{text.capitalize()}, circle to cross", **title)
@@ -304,30 +322,30 @@ def draw(
             ax.set_title(f"{name}\nescape: {', '.join(escapes)}", fontsize="small")
             ax.set_aspect("equal")
             ax.label_outer()
-            if name != "gradient descent":  # one legend per row
-                ax.get_legend().remove()
+            ax.get_legend().remove()
             if problem.tilt:
                 for u, word in ((-1.55, "poor"), (1.0, "good")):
                     x, y = turn((0.0, u), -angle)
                     ax.text(float(x), float(y), word, ha="center", style="italic")
+        row.legend(*ax.get_legend_handles_labels(), ncols=2, **below)
     text = "median steps to escape against the distance of the start"
     rows[3].suptitle(f"{TURNED.name}: {text}".capitalize(), **title)
-    styles = {"dense": "o-", "LRD": "o--", "control": "o-.", "noise": "o:"}
+    lower = options.lower_rate(keep_prob)
+    styles = {"dense": "o-", "LRD": "o--", lower: "o-.", "noise": "o:"}
     for ax, name in zip(rows[3].subplots(1, 3, sharey=True), OPTIMIZERS, strict=True):
         for (arm, style), color in zip(styles.items(), plotting.COLORS, strict=False):
             medians = [results[problem, name, arm].median_steps for problem in SWEEP]
-            label = {"control": "half the rate", "noise": f"noise {NOISE:g}"}
-            label = label.get(arm, arm) if keep_prob == 0.5 else arm
+            label = f"noise of {NOISE:g}" if arm == "noise" else arm
             ax.plot(DISTANCES, medians, style, color=color, ms=3, label=label)
         ax.set(xscale="log", yscale="log", ylim=(20, steps))
-        ax.set(xlabel="distance from the line", ylabel="steps")
+        ax.set(xlabel="distance from the line, log scale", ylabel="steps, log scale")
         ax.set_title(name, fontsize="small")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_locator(NullLocator())
         ax.grid(alpha=0.3)
         ax.label_outer()
-    ax.legend(loc="upper right", ncols=2, framealpha=0.85, edgecolor="none")
+    rows[3].legend(*ax.get_legend_handles_labels(), ncols=4, **below)
     save_picture(figure, path, dpi=110)
 
 
@@ -351,13 +369,13 @@ def main() -> None:
         "First line: the share of runs that escape; second line: the median steps to"
         f" escape; in brackets 95 % intervals. {args.runs} runs per arm,"
         f" of {args.steps} steps, at a saddle {DISTANCES[0]:g} off the line into it."
-        f" Rates: {rates}; control: {args.keep_prob:g} x the rate; noise:"
+        f" Rates: {rates}; noise:"
         f" {NOISE:g} on the gradient. + LRD clearly escapes sooner than this, or"
         " more often; - later, or less often; = the intervals overlap.\n"
     )
     for problem in PROBLEMS:
-        console.print(make_table(problem, results, args.steps), "")
-    console.print("\n".join(verdict(results)), "")
+        console.print(make_table(problem, results, args.steps, args.keep_prob), "")
+    console.print("\n".join([*verdict(results, args.keep_prob), ""]))
     options.save(
         args.output / "saddle.json", lambda path: write_json(results, config, path)
     )
