@@ -203,11 +203,14 @@ def verdict(results: list[Result]) -> str:
         if abs(r.minus_dense_peak) > r.minus_dense_peak_half_width:
             word = "better" if r.minus_dense_peak > 0 else "worse"
             clear.setdefault(word, []).append(f'"{r.kind}, {r.schedule}"')
-    parts = [f"{' and '.join(arms)} clearly {word}" for word, arms in clear.items()]
+    parts = [
+        f"{' and '.join(arms)} {'is' if len(arms) == 1 else 'are'} clearly {word}"
+        for word, arms in clear.items()
+    ]
     number = len(others) - sum(map(len, clear.values()))
-    parts.append(f"{number} of the {len(others)} other arms cannot be told apart")
-    first = 'Compared with "dense, fixed, peak", which is recommended to begin with'
-    return f"{first}: {'; '.join(parts)}."
+    parts.append(f"{number} of {len(others)} arms cannot be told apart from it")
+    first = 'Beside "dense, fixed, peak", which is recommended to begin with'
+    return f"{first}, {'; '.join(parts)}."
 
 
 def draw(ranges, suggestions, arms, accuracies, path: Path) -> None:
@@ -272,7 +275,9 @@ def main() -> None:
     kinds, ranges, suggestions, arms = ("dense", "LRD"), {}, {}, []
     steps = args.epochs * batches
     with progress_bar() as bar:
-        bar.console.print("Each range test and each training is compiled once.")
+        bar.console.print(
+            "Tests and trainings are compiled twice: without and with LRD."
+        )
         progress = bar.add_task("", total=len(kinds))
         for kind in kinds:
             text = f"range test, {kind}: compiling, then running"
