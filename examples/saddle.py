@@ -287,12 +287,12 @@ def make_table(
 
     table = Table(title=problem.name, title_justify="left", title_style="bold")
     table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
-    table.add_column(width=8)
     arms = make_arms(keep_prob)
     for arm in arms:
-        table.add_column(arm.replace(", ", ",\n"), width=17)
+        table.add_column(arm.replace(", ", ",\n"), width=19)
     for name in OPTIMIZERS:
-        table.add_row(name.replace(" ", "\n"), *(cell(name, arm) for arm in arms))
+        table.add_row(f"[italic]{name}")
+        table.add_row(*(cell(name, arm) for arm in arms))
     return table
 
 

@@ -1,17 +1,29 @@
 """The examples from the outside: options, output folders, Ctrl-C, tables, arms."""
 
 import argparse
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from rich.console import Console
+
+import lrd_optax
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 try:
+    import digits
+    import grow
     import options
+    import range_test
+    import saddle
 finally:
     del sys.path[0]
 
@@ -116,3 +128,178 @@ def test_a_failure_to_write_is_one_line():
     with pytest.raises(SystemExit, match=message):
         options.save(Path("table.json"), refuse)
     assert options.SAVED == []
+
+
+# The arms and the tables, without training.
+
+
+def in_80_columns(*tables):
+    """Returns what a terminal of 80 columns shows; nothing may be cut or wrapped."""
+    narrow, wide = (Console(width=n, file=io.StringIO()) for n in (80, 200))
+    for console in narrow, wide:
+        for table in tables:
+            console.print(table)
+    text = narrow.file.getvalue()
+    strip = [s.rstrip() for s in text.splitlines()]
+    assert strip == [s.rstrip() for s in wide.file.getvalue().splitlines()]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("keep_prob", "expected"),
+    [(0.5, "dense, half the rate"), (0.3, "dense, 0.3 x rate")],
+)
+def test_one_name_for_the_arm_with_the_mean_step_of_lrd(keep_prob, expected):
+    arms = digits.make_arms(["adam", "adam"], {"adam": 0.03}, keep_prob, True)
+    names = ["dense", expected, "LRD", "LRD, unbiased"]
+    assert [arm.name for arm in arms] == names  # an optimizer named twice counts once
+    rates = [0.03, 0.03 * keep_prob, 0.03, 0.03 / keep_prob]
+    assert [arm.rate for arm in arms] == rates
+    assert [arm.has_lrd for arm in arms] == [False, False, True, True]
+    assert saddle.make_arms(keep_prob) == ("dense", expected, "noise", "LRD")
+    fewer = digits.make_arms(["adam"], {"adam": 0.03}, keep_prob, False)
+    assert [arm.name for arm in fewer] == ["dense", "LRD", "LRD, unbiased"]
+
+
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("name", options.RATES)
+def test_the_unbiased_arm_is_the_recommended_recipe_bit_for_bit(name):
+    """LRD at the rate / keep_prob is unbiased=True at the rate."""
+    rate, keep_prob, key = options.RATES[name], 0.5, jax.random.key(3)
+    arm = digits.make_arms([name], options.RATES, keep_prob, True)[-1]
+    assert arm.name == "LRD, unbiased"
+    dropout = lrd_optax.learning_rate_dropout(
+        keep_prob=keep_prob, key=key, unbiased=True
+    )
+    ours = digits.make_optimizer(arm, jnp.float32(arm.rate), keep_prob, key)
+    theirs = optax.chain(digits.OPTIMIZERS[name](jnp.float32(rate)), dropout)
+    random = np.random.default_rng(0)
+    gradients = random.normal(size=(12, 50, 3)).astype(np.float32)
+
+    @jax.jit
+    def train(tx_state, params):
+        def step(carry, gradient):
+            for tx, (params, state) in zip((ours, theirs), carry, strict=True):
+                updates, state = tx.update(gradient, state, params)
+                yield optax.apply_updates(params, updates), state
+
+        return jax.lax.scan(
+            lambda carry, g: (tuple(step(carry, g)), None), tx_state, gradients
+        )[0]
+
+    params = jnp.ones((50, 3))
+    start = tuple((params, tx.init(params)) for tx in (ours, theirs))
+    (first, _), (second, _) = train(start, params)
+    assert (first != params).all()
+    np.testing.assert_array_equal(first, second)
+
+
+def digits_results(keep_prob, gain=0.0):
+    """Results of all optimizers, in which LRD gains that much over dense."""
+    arms = digits.make_arms(list(options.RATES), options.RATES, keep_prob, True)
+    curves = []
+    for arm in arms:
+        accuracy = 95 + np.random.default_rng(0).normal(size=(30, 16))
+        curves.append(digits.Curves(accuracy + gain * arm.has_lrd, accuracy, 123.456))
+    return digits.summarize(arms, curves), digits.compare(arms, curves, keep_prob)
+
+
+@pytest.mark.parametrize("keep_prob", [0.5, 0.125])
+def test_tables_of_digits_fit(keep_prob):
+    results, differences = digits_results(keep_prob)
+    tables = digits.make_table(results), digits.make_difference_table(differences)
+    text = in_80_columns(*tables)
+    assert "LRD, unbiased" in text
+    lower = options.lower_rate(keep_prob)
+    assert f"minus {lower}" in text
+    assert "control" not in text
+
+
+def test_differences_and_verdict_of_digits():
+    _, differences = digits_results(0.5, gain=1.0)
+    lower = "dense, half the rate"
+    pairs = [("LRD", "dense"), ("LRD", lower), ("LRD, unbiased", "dense")]
+    assert [(d.arm, d.minus) for d in differences[:3]] == pairs
+    np.testing.assert_allclose([d.points for d in differences], 1)
+    names = " and ".join(options.RATES)
+    assert digits.verdict(differences).startswith(
+        f"LRD is better than dense with {names}; LRD is better than {lower} with "
+        f"{names}; LRD, unbiased is better than dense with {names}: 15 of 15 intervals"
+    )
+    _, differences = digits_results(0.5, gain=-1.0)
+    assert digits.verdict(differences).startswith("LRD is worse than dense with sgdm")
+    equal = [d._replace(points=0.1, half_width=0.2) for d in differences]
+    assert digits.verdict(equal).startswith(
+        "No arm is clearly better or worse: 0 of 15 intervals"
+    )
+
+
+SUGGESTION = range_test.Suggestion(0.0123, 0.00123, 0.0123, 0.0123, 0.0123)
+
+
+def range_test_results(gain):
+    """Results in which "LRD, fixed, peak" gains that much over "dense, fixed, peak"."""
+    arms, suggestions = [], {"dense": SUGGESTION, "LRD": SUGGESTION}
+    for kind in suggestions:
+        arms += range_test.make_arms("sgdm", kind, SUGGESTION, 360, 0.5)
+    accuracies = []
+    for number, _ in enumerate(arms):
+        accuracy = 95 + np.random.default_rng(number % 5).normal(size=(16, 30))
+        accuracies.append(accuracy + gain * (number == 5))
+    return arms, range_test.summarize(arms, accuracies, suggestions)
+
+
+def test_arms_of_the_range_test_have_the_recommended_rates():
+    arms, _ = range_test_results(0)
+    for kind, tuned in (("dense", 0.2), ("LRD", 0.4)):
+        rates = {arm.schedule: arm.rate for arm in arms if arm.kind == kind}
+        assert rates["fixed, peak"] == SUGGESTION.peak
+        assert rates["fixed, tuned"] == tuned
+    assert (arms[0].kind, arms[0].schedule) == ("dense", "fixed, peak")
+    rates = range_test.rates_of(arms[2], 360)
+    assert rates.shape == (360,)
+    np.testing.assert_allclose([rates.min(), rates.max()], [0.00123, 0.0123], rtol=1e-5)
+    np.testing.assert_array_equal(range_test.rates_of(arms[0], 5), np.float32(0.0123))
+
+
+def test_table_and_verdict_of_the_range_test():
+    _, results = range_test_results(1.0)
+    assert "0.0012 to 0.012" in in_80_columns(range_test.make_table(results))
+    assert '"LRD, fixed, peak" is clearly better; ' in range_test.verdict(results)
+    _, results = range_test_results(-1.0)
+    worse = '"dense, cyclical" and "LRD, fixed, peak" and "LRD, cyclical" are clearly '
+    assert f"{worse}worse; 6 of 9 arms" in range_test.verdict(results)
+    equal = [r._replace(minus_dense_peak_half_width=9.0) for r in results]
+    assert range_test.verdict(equal) == (
+        'Beside "dense, fixed, peak", which is recommended to begin with, 9 of 9 arms '
+        "cannot be told apart from it."
+    )
+
+
+def test_table_of_grow_fits():
+    rows = [
+        grow.Result(
+            *("sgdm", arm.name, arm.kind, 0.003, [0, *grow.COUNTED, 950]),
+            *([99.999] * 5, [2.345] * 5, [2.3456] * 5, [32.0] * 5),
+            *((-12.345, 2.345), (-12.345, 2.345)),
+        )
+        for arm in (grow.Arm(grow.NARROW, "narrow"), *grow.ARMS)
+    ]
+    text = in_80_columns(grow.make_table(rows))
+    assert "LRD throughout" in text
+
+
+def test_tables_of_saddle_fit():
+    escapes = saddle.Escapes(99.6, 99.1, 99.9, 1234, 1111, 1500)  # the widest cells
+    arms = saddle.make_arms(0.5)
+    results = {
+        (problem, name, arm): escapes
+        for problem in saddle.PROBLEMS
+        for name in saddle.OPTIMIZERS
+        for arm in arms
+    }
+    for problem in saddle.PROBLEMS:
+        text = in_80_columns(saddle.make_table(problem, results, 2000, 0.5))
+        assert text.count("1234 [1111, 1500] =") == 9
+        assert text.count("1234 [1111, 1500]") == text.count("99.6% [99.1, 99.9]") == 12
+        assert "half the rate" in text
