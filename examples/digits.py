@@ -389,12 +389,14 @@ def main() -> None:
     differences = compare(arms, curves, args.keep_prob)
     console = Console(highlight=False)
     console.print(make_table(results))
+    lower = options.lower_rate(args.keep_prob)
+    equal = "" if args.no_lower_rate else f' "{lower}" has the mean step of LRD.'
     console.print(
         f"± is a 95 % interval over {args.seeds} seeds; accuracy is on the test set;"
         " train loss is the mean of the last epoch; ms/step is one step of all"
         f" {args.seeds} seeds together, {BATCH} images each, without compilation."
-        f' "{options.lower_rate(args.keep_prob)}" has the mean step of LRD, and "LRD,'
-        ' unbiased" that of dense. Differences of accuracy, in points, paired by seed:'
+        f'{equal} "LRD, unbiased" has the mean step of dense. Differences of accuracy,'
+        " in points, paired by seed:"
     )
     console.print(make_difference_table(differences))
     console.print(f"{verdict(differences)}\n")
