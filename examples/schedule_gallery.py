@@ -75,24 +75,24 @@ def labels(calls: list[str]) -> list[str]:
     return calls
 
 
+def as_schedule(call: str) -> optax.ScalarOrSchedule:
+    """Returns a schedule; of a gradient transformation, that of its steps."""
+    made = evaluate(call)
+    if callable(made):
+        return made
+    sizes = jnp.asarray(step_sizes(made, STEPS))
+    return lambda count: sizes[count]
+
+
 def draw(row: Row, path: Path) -> None:
-    legend = len(row.calls) > 1
-    height = 2.0 + legend * (0.1 + 0.15 * len(row.calls))
+    height = 2.0 + 0.2 * len(row.calls) * (len(row.calls) > 1)
     figure = Figure(figsize=(3.3, height), dpi=100, layout="constrained")
     axes = figure.subplots()
-    named = dict(zip(labels(row.calls), map(evaluate, row.calls), strict=True))
-    if all(map(callable, named.values())):
-        plotting.plot_schedules(named, STEPS, ax=axes)
-    else:
-        sizes = {name: step_sizes(tx, STEPS + 1) for name, tx in named.items()}
-        plotting.plot_learning_curves(sizes, ax=axes)
-        axes.set_ylabel("step for a gradient of 1")
-    if axes.get_legend():
-        axes.get_legend().remove()
-    if legend:
-        figure.legend(fontsize=7, frameon=False, loc="outside upper center")
-    for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set_fontsize(7)
+    named = dict(zip(labels(row.calls), map(as_schedule, row.calls), strict=True))
+    plotting.plot_schedules(named, STEPS, ax=axes)
+    steps = not callable(evaluate(row.calls[0]))
+    axes.set_ylabel("step for a gradient of 1" if steps else "value", fontsize=7)
+    axes.set_xlabel("step", fontsize=7)
     axes.tick_params(labelsize=7)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_minor_locator(MultipleLocator(10))
@@ -145,7 +145,8 @@ def draw_together(path: Path) -> None:
 
 def draw_mask(path: Path) -> None:
     figure = Figure(figsize=(5, 2.6), dpi=100, layout="constrained")
-    dropout, updates = lrd_optax.learning_rate_dropout(0.5, key=0), jnp.ones((24, 64))
+    dropout = lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
+    updates = jnp.ones((24, 64))
     mask = lrd_optax.sample_mask(dropout, dropout.init(updates), updates)
     plotting.plot_mask(mask, ax=figure.subplots())
     figure.savefig(path)

@@ -11,6 +11,7 @@ import optax
 import pytest
 from drawn_masks import mask_of
 from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy import stats
@@ -44,11 +45,10 @@ def labels(ax):
 def test_schedules(ax):
     """Ours, Optax's, a number; those that take no arrays too."""
     named = {
-        "cosine": schedules.cosine_annealing(0.1, 0.001, 8),
+        "cosine": schedules.cosine_annealing(0.1, 0.001, 12),
         "one cycle": optax.linear_onecycle_schedule(10, 1.0),
         "constant": optax.constant_schedule(0.5),
         "number": 0.25,
-        "stairs": schedules.step_decay(1.0, 0.5, 3),
     }
     assert plotting.plot_schedules(named, 10, ax=ax) is ax
     drawn = lines(ax)
@@ -56,14 +56,59 @@ def test_schedules(ax):
     for name, schedule in named.items():
         call = schedule if callable(schedule) else lambda count: 0.25
         values = [float(call(jnp.int32(t))) for t in range(10)]
-        stairs = name == "stairs"
-        assert drawn[name].get_drawstyle() == ("steps-post" if stairs else "default")
-        # The last stair is drawn to its end.
-        values += values[-1:] * stairs
-        np.testing.assert_allclose(drawn[name].get_ydata(), values)
-        np.testing.assert_array_equal(drawn[name].get_xdata(), np.arange(10 + stairs))
+        flat = values[-1:] * (values[-1] == values[-2])  # it is drawn to its end
+        np.testing.assert_allclose(drawn[name].get_ydata(), values + flat, rtol=1e-6)
+        np.testing.assert_array_equal(drawn[name].get_xdata(), range(10 + len(flat)))
     assert ax.get_xlim() == (0, 10)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "value")
+
+
+def test_jumps_of_schedules(ax):
+    """They are vertical: a value is held until the next, and the last stair ends."""
+    restarts = schedules.cosine_annealing_warm_restarts(1.0, 0.0, 8)
+    named = {"stairs": schedules.step_decay(1.0, 0.5, 3), "restarts": restarts}
+    plotting.plot_schedules(named, 10, ax=ax)
+    x, y = lines(ax)["stairs"].get_data()
+    assert x.tolist() == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10]
+    assert y.tolist() == [1] * 4 + [0.5] * 4 + [0.25] * 4 + [0.125] * 2
+    x, y = lines(ax)["restarts"].get_data()
+    assert x.tolist() == [*range(9), 8, 9]
+    np.testing.assert_allclose(y[7:10], [restarts(7), restarts(7), 1.0])
+    # Neither a fast decay nor a cycle has a jump.
+    smooth = {
+        "decay": schedules.inverse_time_decay(1.0, 1.0),
+        "cycle": schedules.cyclical(0.0, 1.0, 5),
+        "root": schedules.polynomial_decay(1.0, 0.1, 0.5, 10),
+    }
+    plotting.plot_schedules(smooth, 10, ax=ax)
+    for name in smooth:
+        assert lines(ax)[name].get_xdata().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("height", [3, 8])
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_legend_covers_no_curve(height, scale):
+    figure = Figure(figsize=(4, height), dpi=100)
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.set_yscale(scale)
+    plotting.plot_schedules({"SGD, schedule 0": 1.0, "1": 2.0}, 9, ax=ax)
+    for seeds in (1, 4):  # more curves on the same Axes
+        curves = {"curve": np.full((seeds, 9), 2.0 + seeds)}
+        plotting.plot_learning_curves(curves, ax=ax)
+        figure.canvas.draw()
+        box = ax.get_legend().get_window_extent()
+        top = max(ax.transData.transform(x.get_xydata())[:, 1].max() for x in ax.lines)
+        assert top < box.y0
+        assert box.x0 >= ax.bbox.x0
+        assert box.x1 <= ax.bbox.x1
+    assert ax.bbox.y0 <= ax.transData.transform((0, 1))[1]
+
+
+def test_limits_of_the_caller(ax):
+    ax.set_ylim(0, 3)
+    plotting.plot_learning_curves({"a": np.arange(9)}, ax=ax)
+    assert ax.get_ylim() == (0, 3)
 
 
 def test_schedules_of_many_steps(ax):
@@ -94,6 +139,7 @@ def test_range_test(ax, scale):
     np.testing.assert_array_equal(lines(ax)["smoothed"].get_ydata()[:40], smooth[:40])
     np.testing.assert_array_equal(lines(ax)["steepest 0.01"].get_xdata(), [0.01, 0.01])
     assert ax.get_xscale() == scale
+    assert ax.get_xlabel() == "learning rate" + " (log scale)" * (scale == "log")
     low, high = ax.get_ylim()
     assert low < smooth[:40].min() < smooth.max() < high
     # The rates where the test had stopped are shown too.
@@ -159,7 +205,7 @@ def test_blow_up_leaves_the_picture(ax):
     plotting.plot_range_test(result, cycle=(0.01, 0.1), ax=ax)
     low, high = ax.get_ylim()
     assert low < 1
-    assert 2.3 < high < 4
+    assert 2.2 < high < 4
     span = ax.patches[0].get_extents().transformed(ax.transData.inverted())
     assert (span.x0, span.x1) == (pytest.approx(0.01), pytest.approx(0.1))
 
@@ -173,7 +219,7 @@ def test_learning_curves(ax):
     )
     assert labels(ax) == ["one", "many, 5 seeds"]
     title = ax.get_legend().get_title().get_text()
-    assert title == "mean and 95 % interval"
+    assert title == "line: mean, band: 95 % interval"
     np.testing.assert_array_equal(lines(ax)["one"].get_ydata(), one)
     mean = lines(ax)["many, 5 seeds"]
     np.testing.assert_allclose(mean.get_ydata(), many.mean(0), rtol=1e-5)

@@ -30,7 +30,8 @@ def plot_schedules(
 ) -> Axes:
     """Draws schedules against the step, from 0 to `num_steps` - 1.
 
-    A schedule that jumps and then stays is drawn as stairs, any other as a line.
+    The value of a step is held until the next if that one is far off, so that stairs,
+    restarts and other jumps are vertical. All else is drawn as a line.
 
     Args:
       named: a dict from names, which the legend shows, to schedules or numbers.
@@ -67,19 +68,29 @@ def plot_schedules(
         curves[name] = _style.finite(label, jax.vmap(call)(jnp.asarray(steps)))
     ax = _style.axes(ax)
     for i, (name, y) in enumerate(curves.items()):
-        x, style = steps, _style.line(i)
-        changes = np.diff(y, prepend=y[0], append=y[-1]) != 0
-        if (changes[1:-1] & ~changes[:-2] & ~changes[2:]).any():  # it jumps and stays
-            style["drawstyle"] = "steps-post"
-            # So that the last stair is as wide as a step.
-            x, y = np.append(x, num_steps), np.append(y, y[-1])
-        ax.plot(x, y, label=name, **style)
+        ax.plot(*_hold_at_jumps(steps, y, num_steps), label=name, **_style.line(i))
     ax.set(xlabel="step", ylabel="value", xlim=(0, num_steps))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _style.finish(ax)
     if len(named) > 1:
-        ax.legend(**_style.LEGEND)
+        _style.legend(ax)
     return ax
+
+
+def _hold_at_jumps(
+    x: np.ndarray, y: np.ndarray, end: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the points of a curve, with one more before each jump.
+
+    If it ends in a stair, it has one more at the end of that too.
+    """
+    sizes = np.abs(np.diff(y, prepend=y[0], append=y[-1]))
+    # Four times the change before it and the one after it: no smooth curve has that.
+    is_jump = sizes[1:-1] > 4 * np.maximum(sizes[:-2], sizes[2:])
+    jumps = 1 + np.flatnonzero(is_jump)
+    if sizes[-2] == 0 or is_jump[-1]:
+        x, y = np.append(x, end), np.append(y, y[-1])
+    return np.insert(x, jumps, x[jumps]), np.insert(y, jumps, y[jumps - 1])
 
 
 def plot_range_test(
@@ -152,20 +163,16 @@ def plot_range_test(
     ax.set(xlabel="learning rate", ylabel="loss")
     ends = np.array([rates[0], rates[-1], *(ax.get_xlim() if earlier else ())])
     if _unevenness(np.log(rates)) <= _unevenness(rates):
-        ax.set_xscale("log")
+        ax.set(xscale="log", xlabel="learning rate (log scale)")
     ax.set_xlim(ends.min(), ends.max())
     _style.finish(ax)
-    legend = ax.legend(loc="upper center", ncols=2, fontsize="small", **_style.LEGEND)
-    legend.set_in_layout(False)  # it lies on the Axes, which must not shrink for it
     # From the lowest loss to the start of the falls, with room for the legend above.
     curves = [np.asarray(curve.get_ydata(), float) for curve in [*earlier, line]]
     start = max(np.nanmax(y[: np.nanargmin(y) + 1]) for y in curves)
     bottom = min(np.nanmin(y) for y in [*curves, low])
     height = start - bottom or 7.0
-    low = bottom - 0.15 * height
-    inches = 0.15 + 0.17 * ((len(legend.get_texts()) + 1) // 2)
-    share = inches * ax.figure.dpi / ax.bbox.height
-    ax.set_ylim(low, low + 1.3 * height / (1 - min(share, 0.6)))
+    limits = bottom - 0.15 * height, bottom + 1.15 * height
+    _style.legend(ax, limits=limits)
     return ax
 
 
@@ -239,6 +246,6 @@ def plot_learning_curves(
     ax.margins(x=0)
     _style.finish(ax)
     bands = any(band.get_gid() == _SEEDS for band in ax.collections)
-    title = f"mean and {100 * confidence:g} % interval" if bands else None
-    ax.legend(title=title, **_style.LEGEND)
+    title = f"line: mean, band: {100 * confidence:g} % interval" if bands else None
+    _style.legend(ax, title)
     return ax

@@ -59,3 +59,37 @@ def line(number: int) -> dict[str, Any]:
 def finish(ax: Axes) -> None:
     ax.grid(alpha=0.3, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def legend(
+    ax: Axes, title: str | None = None, limits: tuple[float, float] | None = None
+) -> None:
+    """Adds a legend, and room for it above the limits of y.
+
+    The limits are those that are given, or else those that autoscaling has set. What
+    the caller has set stays as it is.
+    """
+    labels = ax.get_legend_handles_labels()[1]
+    width, height = np.asarray(ax.bbox.size) / ax.figure.dpi  # inches
+    columns = len(labels)
+    while columns > 1 and _legend_width(labels, columns) > width:
+        columns -= 1
+    style: dict[str, Any] = {**LEGEND, "fontsize": "small", "title_fontsize": "small"}
+    if limits is None and not ax.get_autoscaley_on():
+        ax.legend(title=title, **style)
+        return
+    made = ax.legend(title=title, loc="upper center", ncols=columns, **style)
+    made.set_in_layout(False)  # it lies on the Axes, which must not shrink for it
+    rows = -(-len(labels) // columns) + (title is not None)
+    share = min((0.2 + 0.175 * rows) / height, 0.6)
+    scale = ax.yaxis.get_transform()
+    low, high = scale.transform(np.array(limits or ax.get_ylim()))
+    ends = scale.inverted().transform(np.array([low, low + (high - low) / (1 - share)]))
+    # auto: curves that are added later, or another scale, change it again.
+    ax.set_ylim(*ends, auto=limits is None)
+
+
+def _legend_width(labels: list[str], columns: int) -> float:
+    """Returns about how wide a legend is, in inches."""
+    parts = np.array_split(labels, columns)
+    return sum(0.55 + 0.067 * max(map(len, part)) for part in parts)
