@@ -176,6 +176,8 @@ def summary_table(study: Study) -> str:
         if not study.has(block):
             rows.append([name, NOT_RUN, "", "", "", ""])
             continue
+        if block.metrics == ("octaves",):  # has no best arms to compare
+            continue
         level = row["dense"]
         cells = [NOT_RUN if level is None else f"{level:.{DIGITS.get(metric, 3)}f}"]
         for pair in PAIRS:
