@@ -3,8 +3,8 @@
     python examples/schedule_gallery.py                    # into results/schedules
     python examples/schedule_gallery.py --output docs/images/schedules
 
-Each row of the table in docs/schedules.md has a picture. Its calls are read from the
-table, so that the picture shows what stands beside it. A schedule is drawn for 100
+Each row of the tables in docs/schedules.md has a picture. Its calls are read from the
+row, so that the picture shows what stands beside it. A schedule is drawn for 100
 steps. A gradient transformation is drawn as the size of its steps, for a gradient of 1
 and a loss that stalls after 40 steps.
 """
@@ -25,26 +25,23 @@ from options import make_folder
 import lrd_optax
 from lrd_optax import plotting, schedules
 
-TABLE = Path(__file__).parent.parent / "docs" / "schedules.md"
+PAGE = Path(__file__).parent.parent / "docs" / "schedules.md"
 FOLDER = Path("results/schedules")
 STEPS = 100
 
 
 class Row(NamedTuple):
-    system: str
+    schedule: str
     calls: list[str]
     picture: str
 
 
 def rows() -> list[Row]:
-    table = []
-    for line in TABLE.read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if re.match(r"\| \d+ \|", line):
-            _, system, _, calls, picture = cells
-            name = Path(re.search(r"\((.*)\)", picture)[1]).name
-            table.append(Row(system, re.findall(r"`(.*?)`", calls), name))
-    return table
+    row = re.compile(r"^\| (.+?) \| .+ \| (.+) \| !\[.+\]\((.+)\) \|$", re.MULTILINE)
+    return [
+        Row(schedule.strip("`"), re.findall(r"`(.*?)`", calls), Path(picture).name)
+        for schedule, calls, picture in row.findall(PAGE.read_text())
+    ]
 
 
 def evaluate(call: str) -> Any:
@@ -169,7 +166,7 @@ def main() -> None:
     print(f"A mask: {output / 'mask.png'}")
     for row in rows():
         draw(row, output / row.picture)
-        print(f"{row.system}: {output / row.picture}")
+        print(f"{row.schedule}: {output / row.picture}")
 
 
 if __name__ == "__main__":
