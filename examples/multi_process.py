@@ -90,6 +90,8 @@ def train(mesh: Mesh) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], flo
     step = jax.jit(train_step, out_shardings=(shardings, replicated, shardings[0]))
     x, y = load_digits(return_X_y=True)
     x, y = (x / 16 - 0.5).astype(np.float32), y.astype(np.int32)
+    if jax.process_index() == 0:
+        print("The first step is compiled, which takes seconds.", file=sys.stderr)
     masks = []
     for number in range(STEPS):
         # Every process draws the whole batch and keeps its own part.

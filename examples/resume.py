@@ -77,6 +77,7 @@ def train(manager: ocp.CheckpointManager, steps: int, save_every: int) -> None:
         # The fresh state has the shapes, dtypes and shardings to restore to.
         state = manager.restore(start, args=ocp.args.StandardRestore(state))
     print("resumed" if start else "started", "at step", start, flush=True)
+    print("The first step is compiled, which takes seconds.", file=sys.stderr)
     for step in range(start + 1, steps + 1):
         batch = batch_of(step)
         state, loss = train_step(state, x[batch], y[batch])
