@@ -42,7 +42,9 @@ STEPS, BATCH, LOCAL_DEVICES = 20, 96, 4
 
 # jax.distributed.initialize() has to come before the first array. With an int key the
 # optimizer makes no array before its init, so it can be built anywhere, as here.
-optimizer = optax.chain(optax.adam(1e-2), lrd_optax.learning_rate_dropout(0.5, key=0))
+optimizer = optax.chain(
+    optax.adam(1e-2), lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
+)
 
 
 def initial_state() -> tuple[dict[str, jax.Array], optax.OptState]:

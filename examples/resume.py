@@ -39,7 +39,9 @@ TRAIN_SIZE, BATCH = 1200, 400
 stop = threading.Event()
 
 model = nn.Sequential([nn.Dense(512), nn.relu, nn.Dense(10)])
-optimizer = optax.chain(optax.adam(1e-3), lrd_optax.learning_rate_dropout(0.5, key=0))
+optimizer = optax.chain(
+    optax.adam(1e-3), lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
+)
 
 
 def load_data() -> tuple[np.ndarray, np.ndarray]:
