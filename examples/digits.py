@@ -231,7 +231,7 @@ def train(arms: list[Arm], seeds: int, epochs: int, keep_prob: float) -> list[Cu
     programs: dict[tuple[str, bool], Callable] = {}
     with progress_bar() as bar:
         bar.console.print("Each optimizer is compiled twice: without and with LRD.")
-        task = bar.add_task("", total=len(arms) * epochs)
+        task = bar.add_task("compiling initial weights", total=len(arms) * epochs)
         return [train_arm(arm) for arm in arms]
 
 

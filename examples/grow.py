@@ -344,7 +344,8 @@ def train_all(
 
     with progress_bar() as bar:
         bar.console.print("Each optimizer is compiled twice: narrow and wide.")
-        bar_task = bar.add_task("", total=len(names) * (1 + len(ARMS)))
+        total = len(names) * (1 + len(ARMS))
+        bar_task = bar.add_task("compiling initial weights", total=total)
         for name in names:
             start = initial_params(sizes[0])
             narrow = train_arm(name, Arm(NARROW, "narrow"), narrow_graph, start)

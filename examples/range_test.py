@@ -271,14 +271,15 @@ def main() -> None:
     console, name, keep_prob = Console(highlight=False), args.optimizer, args.keep_prob
     batches = digits.TRAIN_SIZE // digits.BATCH
     test_epochs = math.ceil((args.steps + 1) / batches)
-    task, orders = setup(args.seeds), batch_orders(args.seeds, test_epochs)
+    orders = batch_orders(args.seeds, test_epochs)
     kinds, ranges, suggestions, arms = ("dense", "LRD"), {}, {}, []
     steps = args.epochs * batches
     with progress_bar() as bar:
         bar.console.print(
             "Tests and trainings are compiled twice: without and with LRD."
         )
-        progress = bar.add_task("", total=len(kinds))
+        progress = bar.add_task("compiling initial weights", total=len(kinds))
+        task = setup(args.seeds)
         for kind in kinds:
             text = f"range test, {kind}: compiling, then running"
             bar.update(progress, description=text)
