@@ -92,4 +92,4 @@ def legend(
 def _legend_width(labels: list[str], columns: int) -> float:
     """Returns about how wide a legend is, in inches."""
     parts = np.array_split(labels, columns)
-    return sum(0.55 + 0.067 * max(map(len, part)) for part in parts)
+    return sum(0.5 + 0.06 * max(map(len, part)) for part in parts)
