@@ -1,4 +1,4 @@
-"""Writes the Python code of README.md and docs/ to one file per page, for type checkers.
+"""Writes the Python code of README.md and docs/ to files, for type checkers.
 
 python .ci/docs_code.py FOLDER
 """

@@ -257,6 +257,23 @@ def mask_gallery() -> argparse.Namespace:
     return args
 
 
+def schedule_gallery() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Draws the pictures of docs/schedules.md and docs/plotting.md."
+    )
+    folder = Path("results/schedules")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=folder,
+        help=f"default: {folder}",
+    )
+    args = parser.parse_args()
+    make_folder(parser, args.output)
+    return args
+
+
 def resume() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Training with Learning Rate Dropout (LRD) that resumes where it "

@@ -222,7 +222,7 @@ def draw(ranges, suggestions, arms, accuracies, path: Path) -> None:
         marks = {"peak": suggestion.peak, "steepest": suggestion.steepest}
         cycle = suggestion.base, suggestion.peak
         plotting.plot_range_test(result, marks=marks, cycle=cycle, ax=axes)
-        axes.set(title=f"range test, {kind}", xlabel="learning rate, log scale")
+        axes.set(title=f"range test, {kind}")
     errors = [100 - accuracy for accuracy in accuracies]
     lowest, epochs = min(e.mean(0).min() for e in errors), np.arange(errors[0].shape[1])
     for axes, kind in zip(lower, ranges, strict=True):

@@ -9,10 +9,16 @@ steps. A gradient transformation is drawn as the size of its steps, for a gradie
 and a loss that stalls after 40 steps.
 """
 
-import argparse
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import options
+
+if __name__ == "__main__":  # before the imports that take seconds
+    options.end_on_ctrl_c()
+    options.schedule_gallery()
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +26,11 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
-from options import make_folder
 
 import lrd_optax
 from lrd_optax import plotting, schedules
 
 PAGE = Path(__file__).parent.parent / "docs" / "schedules.md"
-FOLDER = Path("results/schedules")
 STEPS = 100
 
 
@@ -150,22 +154,15 @@ def draw_mask(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--output", type=Path, default=FOLDER, help=f"default: {FOLDER}"
-    )
-    output = parser.parse_args().output
-    make_folder(parser, output)
-    draw_descent(output / "descent.png")
+    output = options.schedule_gallery().output
+    options.save(output / "descent.png", draw_descent)
     print(f"Descent with three learning rates: {output / 'descent.png'}")
-    draw_together(output / "together.png")
+    options.save(output / "together.png", draw_together)
     print(f"Schedules in one plot: {output / 'together.png'}")
-    draw_mask(output / "mask.png")
+    options.save(output / "mask.png", draw_mask)
     print(f"A mask: {output / 'mask.png'}")
     for row in rows():
-        draw(row, output / row.picture)
+        options.save(output / row.picture, partial(draw, row))
         print(f"{row.schedule}: {output / row.picture}")
 
 

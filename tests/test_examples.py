@@ -38,6 +38,7 @@ WRONG = [
     ("range_test", "--keep-prob 0", "--keep-prob must be above 0 and at most 1, got 0"),
     ("saddle", "--runs 9", "--runs must be at least 10 and --steps at least 100, got"),
     ("mask_gallery", "--key one", "argument --key: invalid int value: 'one'"),
+    ("schedule_gallery", "--output", "argument --output: expected one argument"),
     ("resume", "--steps 0", "--steps and --save-every must be at least 1, got 0 and"),
     ("multi_process", "--num-processes 3", "must be 1, 2 or 4 on one machine, got 3"),
 ]

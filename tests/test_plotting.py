@@ -139,7 +139,7 @@ def test_range_test(ax, scale):
     np.testing.assert_array_equal(lines(ax)["smoothed"].get_ydata()[:40], smooth[:40])
     np.testing.assert_array_equal(lines(ax)["steepest 0.01"].get_xdata(), [0.01, 0.01])
     assert ax.get_xscale() == scale
-    assert ax.get_xlabel() == "learning rate" + " (log scale)" * (scale == "log")
+    assert ax.get_xlabel() == "learning rate" + ", log scale" * (scale == "log")
     low, high = ax.get_ylim()
     assert low < smooth[:40].min() < smooth.max() < high
     # The rates where the test had stopped are shown too.

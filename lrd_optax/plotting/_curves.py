@@ -163,7 +163,7 @@ def plot_range_test(
     ax.set(xlabel="learning rate", ylabel="loss")
     ends = np.array([rates[0], rates[-1], *(ax.get_xlim() if earlier else ())])
     if _unevenness(np.log(rates)) <= _unevenness(rates):
-        ax.set(xscale="log", xlabel="learning rate (log scale)")
+        ax.set(xscale="log", xlabel="learning rate, log scale")
     ax.set_xlim(ends.min(), ends.max())
     _style.finish(ax)
     # From the lowest loss to the start of the falls, with room for the legend above.
