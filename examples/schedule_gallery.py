@@ -3,12 +3,13 @@
     python examples/schedule_gallery.py                    # into results/schedules
     python examples/schedule_gallery.py --output docs/images/schedules
 
-Each row of the tables in docs/schedules.md has a picture. Its calls are read from the
-row, so that the picture shows what stands beside it. A schedule is drawn for 100
-steps. A gradient transformation is drawn as the size of its steps, for a gradient of 1
-and a loss that stalls after 40 steps.
+The picture below each table in docs/schedules.md has one panel for each row. The calls
+are read from the table, so that the picture shows what stands above it. A schedule is
+drawn for 100 steps. A gradient transformation is drawn as the size of its steps, for a
+gradient of 1 and a loss that stalls after 40 steps.
 """
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
@@ -34,23 +36,28 @@ PAGE = Path(__file__).parent.parent / "docs" / "schedules.md"
 STEPS = 100
 
 
-class Row(NamedTuple):
-    schedule: str
-    calls: list[str]
+class Table(NamedTuple):
+    heading: str
+    rows: dict[str, list[str]]  # from the names of schedules to calls
     picture: str
 
 
-def rows() -> list[Row]:
-    row = re.compile(r"^\| (.+?) \| .+ \| (.+) \| !\[.+\]\((.+)\) \|$", re.MULTILINE)
-    return [
-        Row(schedule.strip("`"), re.findall(r"`(.*?)`", calls), Path(picture).name)
-        for schedule, calls, picture in row.findall(PAGE.read_text())
-    ]
+def tables() -> list[Table]:
+    found = []
+    for part in re.split(r"^#+ ", PAGE.read_text(), flags=re.MULTILINE):
+        if "| schedule | use | formula | call |" in part:
+            rows = re.findall(r"^\| (.+?) \| .+ \| (`.+`) \|$", part, re.MULTILINE)
+            calls = {
+                name.strip("`"): re.findall(r"`(.*?)`", call) for name, call in rows
+            }
+            picture = re.findall(r"^!\[.+\]\(.*?(\w+\.png)\)$", part, re.MULTILINE)
+            found.append(Table(part.splitlines()[0], calls, *picture))
+    return found
 
 
 def evaluate(call: str) -> Any:
     names = {"optax": optax, "schedules": schedules, "lrd_optax": lrd_optax}
-    return eval(call, names)
+    return eval(call, {**vars(schedules), **names})
 
 
 def step_sizes(tx: optax.GradientTransformation, steps: int) -> np.ndarray:
@@ -85,20 +92,34 @@ def as_schedule(call: str) -> optax.ScalarOrSchedule:
     return lambda count: sizes[count]
 
 
-def draw(row: Row, path: Path) -> None:
-    height = 2.0 + 0.2 * len(row.calls) * (len(row.calls) > 1)
-    figure = Figure(figsize=(3.3, height), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    named = dict(zip(labels(row.calls), map(as_schedule, row.calls), strict=True))
+def draw(table: Table, path: Path) -> None:
+    columns = 2 if len(table.rows) in (2, 4) else 3
+    lines = math.ceil(len(table.rows) / columns)
+    figure = Figure(figsize=(3.3 * columns, 2.6 * lines), dpi=100, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes in panels[len(table.rows) :]:
+        axes.remove()
+    for axes, (name, calls) in zip(panels, table.rows.items(), strict=False):
+        draw_panel(axes, name, calls)
+    figure.savefig(path)
+
+
+def draw_panel(axes: Axes, name: str, calls: list[str]) -> None:
+    named = dict(zip(labels(calls), map(as_schedule, calls), strict=True))
     plotting.plot_schedules(named, STEPS, ax=axes)
-    steps = not callable(evaluate(row.calls[0]))
-    axes.set_ylabel("step for a gradient of 1" if steps else "value", fontsize=7)
-    axes.set_xlabel("step", fontsize=7)
-    axes.tick_params(labelsize=7)
+    if not callable(evaluate(calls[0])):
+        axes.set_ylabel("step for a gradient of 1")
+    if axes.get_legend():
+        axes.get_legend().remove()
+    if len(calls) > 1:
+        axes.legend(fontsize=7, framealpha=0.9, edgecolor="none")
+    axes.set_title(name, fontsize=10)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set_fontsize(8)
+    axes.tick_params(labelsize=8)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_minor_locator(MultipleLocator(10))
     axes.grid(axis="x", which="minor", alpha=0.3, linewidth=0.6)
-    figure.savefig(path)
 
 
 def draw_descent(path: Path) -> None:
@@ -146,8 +167,7 @@ def draw_together(path: Path) -> None:
 
 def draw_mask(path: Path) -> None:
     figure = Figure(figsize=(5, 2.6), dpi=100, layout="constrained")
-    dropout = lrd_optax.learning_rate_dropout(keep_prob=0.5, key=0)
-    updates = jnp.ones((24, 64))
+    dropout, updates = lrd_optax.learning_rate_dropout(0.5, key=0), jnp.ones((24, 64))
     mask = lrd_optax.sample_mask(dropout, dropout.init(updates), updates)
     plotting.plot_mask(mask, ax=figure.subplots())
     figure.savefig(path)
@@ -161,9 +181,9 @@ def main() -> None:
     print(f"Schedules in one plot: {output / 'together.png'}")
     options.save(output / "mask.png", draw_mask)
     print(f"A mask: {output / 'mask.png'}")
-    for row in rows():
-        options.save(output / row.picture, partial(draw, row))
-        print(f"{row.schedule}: {output / row.picture}")
+    for table in tables():
+        options.save(output / table.picture, partial(draw, table))
+        print(f"{table.heading}: {output / table.picture}")
 
 
 if __name__ == "__main__":

@@ -51,25 +51,32 @@ def test_figures_of_the_guide_stand_in_the_study():
 
 
 def test_tables_of_schedules():
-    """Each row has calls, which run, and a picture; each schedule has a row."""
+    """Each row has calls, which run; each table a picture; each schedule a row."""
     text = (ROOT / "docs" / "schedules.md").read_text()
-    rows = re.findall(r"^\| .+ \| (.+) \| !\[.+\]\((.+)\) \|$", text, re.MULTILINE)
-    names = {"optax": optax, "lrd_optax": lrd_optax, "schedules": lrd_optax.schedules}
-    called = ""
-    for cell, picture in rows:
-        assert (ROOT / "docs" / picture).exists()
-        calls = re.findall(r"`(.*?)`", cell)
-        assert calls, picture
-        for call in calls:
-            made = eval(call, dict(names))
-            if callable(made):
-                assert jnp.all(jnp.isfinite(jnp.asarray(made(jnp.arange(101)))))
-            else:
-                assert isinstance(made, optax.GradientTransformation)
-                jax.eval_shape(made.init, jnp.ones(3))
-        called += cell
-    every = {name for name in dir(lrd_optax.schedules) if not name.startswith("_")}
-    assert not {name for name in every if f"schedules.{name}(" not in called}
+    public = {name for name in dir(lrd_optax.schedules) if not name.startswith("_")}
+    names = {name: getattr(lrd_optax.schedules, name) for name in public}
+    names |= {"optax": optax, "lrd_optax": lrd_optax, "schedules": lrd_optax.schedules}
+    called: set[str] = set()
+    for part in re.split(r"^#+ ", text, flags=re.MULTILINE):
+        _, header, table = part.partition("| schedule | use | formula | call |\n")
+        if not header:
+            continue
+        rows = re.findall(r"^\| .+ \| .+ \| (.+) \|$", table, re.MULTILINE)
+        assert len(rows) > 1
+        assert re.search(r"^!\[.+\]\(images/schedules/\w+\.png\)$", table, re.MULTILINE)
+        for cell in rows:
+            calls = re.findall(r"`(.*?)`", cell)
+            assert calls, cell
+            for call in calls:
+                made = eval(call, dict(names))
+                if callable(made):
+                    assert jnp.all(jnp.isfinite(jnp.asarray(made(jnp.arange(101)))))
+                else:
+                    assert isinstance(made, optax.GradientTransformation)
+                    jax.eval_shape(made.init, jnp.ones(3))
+                called |= set(re.findall(r"\w+", call))
+    assert public
+    assert not public - called
 
 
 def test_pictures_of_schedules_are_shown():
