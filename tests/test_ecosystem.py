@@ -1,4 +1,4 @@
-"""Learning Rate Dropout in everything that Flax and Optax users put around it.
+"""Learning Rate Dropout inside what users of Flax, Equinox and Optax put around it.
 
 One row each. `docs/ecosystem.md` holds the tables of them, written by
 
@@ -155,7 +155,11 @@ def module_and_loss(scale=1.0):
     return at, loss, Module(**at), lambda m, x: jnp.sum(m.activation(m.w @ x + m.b))
 
 
-@row(FLAX, "`equinox.filter_jit`", "training a module equals a plain loop")
+@row(
+    FLAX,
+    "`equinox.filter_jit`",
+    "equals a plain loop, for a module with leaves that are no arrays",
+)
 def equinox_training(dropout):
     tx = chain(dropout)
     at, loss, module, module_loss = module_and_loss()
@@ -278,7 +282,7 @@ def conditionally_mask(dropout):
 @row(
     OPTAX,
     "`optax.conditionally_transform`",
-    "dense while the condition is false: a late start without a schedule",
+    "the plain optimizer while the condition is false: a late start",
 )
 def conditionally_transform(dropout):
     late = optax.conditionally_transform(dropout(0.5, key=0), lambda step: step >= 2)
