@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.st
 def test_reproducer(report, capsys):
     [code] = re.findall(r"```python\n(.*?)```", report.read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 10
-    # Each line prints a number, which its comment states. The first is without jit.
+    # A comment states what its line prints. The first is the value without jit.
     promised = re.findall(r"^print\(.*\)  # (\S+)$", code, re.MULTILINE)
     assert len(promised) == code.count("print") > 1
     exec(compile(code, report.name, "exec"), {})
