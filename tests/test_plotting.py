@@ -478,7 +478,7 @@ except ImportError as error: print(error)
 """)
     sentence = (
         "lrd_optax.plotting needs matplotlib and scipy, which the extra plot installs: "
-        "pip install '.[plot]' in a clone of lrd_optax"
+        "pip install 'lrd_optax[plot]', or '.[plot]' in a clone"
     )
     assert printed.splitlines() == [sentence] * 2
 

@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "lrd_optax.plotting needs matplotlib and scipy, which the extra plot installs: "
-        "pip install '.[plot]' in a clone of lrd_optax"
+        "pip install 'lrd_optax[plot]', or '.[plot]' in a clone"
     ) from error
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
