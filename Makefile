@@ -13,7 +13,7 @@ help: ## say what each command does
 test: $(OWN) ## run all tests
 	$(PYTHON) -m pytest -n auto
 
-quick: $(OWN) ## run the tests that take seconds
+quick: $(OWN) ## run the tests that are not marked as slow
 	$(PYTHON) -m pytest -n auto -m "not slow"
 
 lint: $(OWN) ## check format, lint and types
