@@ -370,12 +370,12 @@ def draw_differences(
             ms=4,
             color=STYLES[pair[0]]["color"],
             fillstyle="full" if pair[1] == "dense" else "none",
-            label=" minus ".join(pair),
+            label=" minus ".join(f'"{name}"' if "," in name else name for name in pair),
         )
     panel.axvline(0, color="black", lw=0.8)
     panel.set_yticks(np.arange(len(names)), names)
     panel.invert_yaxis()
-    panel.set(title="differences, 95 % intervals", xlabel="test accuracy (points)")
+    panel.set(title="differences, 95 % intervals", xlabel="difference (points)")
     panel.grid(alpha=0.3, axis="x")
 
 
@@ -399,7 +399,7 @@ def main() -> None:
         " in points, paired by seed:"
     )
     console.print(make_difference_table(differences))
-    console.print(f"{verdict(differences)}\n")
+    console.print(f"{verdict(differences)}{options.QUICK * args.quick}\n")
     config |= {"batch": BATCH, "train_images": TRAIN_SIZE}
     rows = [r._asdict() for r in results]
     more = [d._asdict() for d in differences]

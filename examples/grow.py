@@ -395,9 +395,9 @@ def make_table(results: list[Result]) -> Table:
     """Makes the table of one optimizer."""
     table = Table(box=box.SIMPLE, pad_edge=False, padding=0)
     table.title, table.title_justify = results[0].optimizer, "left"
-    counts = ["units\nat 1", *(f"\n{step}" for step in (*COUNTED[1:], "end"))]
+    counts = [f"units {COUNTED[0]}", *map(str, COUNTED[1:]), "end"]
     for number, header in enumerate(
-        ["arm", "rate", "accuracy, %", "minus dense", "first\nloss", *counts]
+        ["arm", "rate", "accuracy, %", "minus dense", "loss", *counts]
     ):
         table.add_column(header, justify="right" if number else "left", no_wrap=True)
     for r in results:
@@ -431,7 +431,7 @@ def verdict(results: list[Result]) -> str:
 
     def compare(gain, half, better, worse, equal):
         word = better if gain > half else worse if gain < -half else equal
-        return f"{word} ({gain:+.2f} ± {half:.2f})"
+        return f"{word} ({gain:+.2f} ± {half:.2f} points)"
 
     parts = []
     for name in dict.fromkeys(r.optimizer for r in results):
@@ -447,7 +447,8 @@ def verdict(results: list[Result]) -> str:
         other, scratch = (compare(*r.minus_short, *words) for r in others)
         parts.append(
             f"with {name}, LRD for 10 steps {lrd}, noise of the best size "
-            f"({noise.arm.split()[1]}) {other}, and training from scratch {scratch}"
+            f"({noise.arm.split()[1]}) {other} beside LRD, and training from scratch "
+            f"{scratch} beside LRD"
         )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
@@ -516,11 +517,12 @@ def main() -> None:
         f"{task.hidden} hidden units became {FACTOR * task.hidden} after "
         f"{task.narrow_steps} steps, and {task.wide_steps} steps followed; accuracy is "
         f"on the test set; ± is a 95 % interval over {args.seeds} seeds, of "
-        "differences paired by seed; first loss is the test loss right after "
-        "growth, and for the narrow network right before it; units are the hidden "
-        "units that differ, that many steps after growth. The best noise is the best "
-        "of five sizes on the test set, which favors noise."
-        f"\n\n{verdict(results)}\n"
+        "differences paired by seed; loss is the test loss right after growth, and "
+        "for the narrow network right before it; units are the hidden units that "
+        "differ, that many steps after growth. The rates did best on held-out data, "
+        "each for its kind of arm. The best noise is the best of five sizes on the "
+        "test set, which favors noise."
+        f"\n\n{verdict(results)}{options.QUICK * args.quick}\n"
     )
     rows = [r._asdict() for r in results]
     options.save(

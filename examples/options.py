@@ -19,6 +19,7 @@ from typing import Any
 # with their dense arms on a held-out quarter of the training set.
 RATES = {"sgdm": 0.2, "rmsprop": 0.005, "adam": 0.03, "amsgrad": 0.03, "radam": 0.08}
 SEVERAL: dict[str, Any] = {"nargs": "+", "metavar": "X"}
+QUICK = "\nA --quick run has too few seeds to decide: leave it out for more."
 SAVED: list[Path] = []  # the files that this run has written
 
 
@@ -213,7 +214,7 @@ def saddle() -> argparse.Namespace:
         "in two dimensions?"
     )
     add, folder = parser.add_argument, Path("results/saddle")
-    add("--runs", type=int, metavar="N", default=1000, help="per arm, default: 1000")
+    add("--runs", type=int, metavar="N", help="per arm, default: 1000, with --quick 50")
     add("--steps", type=int, metavar="N", default=2000, help="per run, default: 2000")
     add(
         "--keep-prob",
@@ -229,7 +230,10 @@ def saddle() -> argparse.Namespace:
         default=folder,
         help=f"folder, default: {folder}",
     )
+    add("--quick", action="store_true", help="few runs, for a first look")
     args = parser.parse_args()
+    if args.runs is None:
+        args.runs = 50 if args.quick else 1000
     if args.runs < 10 or args.steps < 100:
         got = f"{args.runs} and {args.steps}"
         parser.error(f"--runs must be at least 10 and --steps at least 100, got {got}")

@@ -309,7 +309,7 @@ def main() -> None:
     console.print(
         f"± is a 95 % interval over {args.seeds} seeds, of differences paired by "
         f"seed; accuracy is on the test set after {args.epochs} epochs.\n\n"
-        f"{verdict(results)}\n"
+        f"{verdict(results)}{options.QUICK * args.quick}\n"
     )
     names = "optimizer", "seeds", "epochs", "keep_prob", "steps"
     config = {key: getattr(args, key) for key in names} | RANGE

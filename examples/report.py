@@ -22,8 +22,20 @@ def progress_bar() -> progress.Progress:
         progress.BarColumn(bar_width=12),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
+        progress.TextColumn("left:"),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+def processor() -> str:
+    """Returns the name of the processor, since rounding differs between them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_report(
@@ -34,7 +46,7 @@ def write_report(
         "config": config,
         "versions": {name: version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         **more,
         "results": results,
     }

@@ -275,7 +275,7 @@ def make_table(
         return f"{number:.{0 if 10 <= number < 99 else 1}f}".removesuffix(".0")
 
     def count(number):
-        return f"{number:g}" if number < math.inf else f"> {steps}"
+        return f"{number:g}" if number < math.inf else f">{steps}"
 
     def cell(name, arm):
         escapes, ours = results[problem, name, arm], results[problem, name, "LRD"]
@@ -376,6 +376,8 @@ def main() -> None:
     for problem in PROBLEMS:
         console.print(make_table(problem, results, args.steps, args.keep_prob), "")
     console.print("\n".join([*verdict(results, args.keep_prob), ""]))
+    if args.quick:
+        console.print(f"{options.QUICK.strip()}\n")
     options.save(
         args.output / "saddle.json", lambda path: write_json(results, config, path)
     )

@@ -167,7 +167,7 @@ def draw_together(path: Path) -> None:
 
 def draw_mask(path: Path) -> None:
     figure = Figure(figsize=(5, 2.6), dpi=100, layout="constrained")
-    dropout, updates = lrd_optax.learning_rate_dropout(0.5, key=0), jnp.ones((24, 64))
+    dropout, updates = lrd_optax.learning_rate_dropout(0.5, key=2), jnp.ones((24, 64))
     mask = lrd_optax.sample_mask(dropout, dropout.init(updates), updates)
     plotting.plot_mask(mask, ax=figure.subplots())
     figure.savefig(path)

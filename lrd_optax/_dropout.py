@@ -230,8 +230,18 @@ def sample_mask(dropout: optax.GradientTransformation, state: Any, tree: Any) ->
         )
     ones = jax.tree.map(_ones_like, tree)
     _checks.updates(jax.tree.leaves(ones))
-    updates, _ = dropout.update(ones, _find(jax.eval_shape(dropout.init, ones), state))
+    wanted = jax.eval_shape(dropout.init, ones)
+    if not any(map(_is_state, jax.tree.leaves(wanted, is_leaf=_is_state))):
+        raise TypeError(
+            "dropout must be, or wrap, what learning_rate_dropout returns, "
+            "got a transformation without it"
+        )
+    updates, _ = dropout.update(ones, _find(wanted, state))
     return jax.tree.map(lambda update: update != 0, updates)
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, LearningRateDropoutState)
 
 
 def _find(wanted: Any, state: Any) -> Any:
@@ -299,7 +309,8 @@ def _share(prob: Any, count: jax.Array, sampler: str) -> _masks.Whole:
     find = _masks.threshold if sampler == "bernoulli" else _masks.cycle_length
     if not _is_schedule(prob):
         return find(prob)
-    value = _checks.call("the keep_prob schedule", prob, count)
+    # In Flax NNX the count may be a variable, which has less operators than an array.
+    value = _checks.call("the keep_prob schedule", prob, jnp.asarray(count))
     name = "the value of the keep_prob schedule"
     share = find(_check_keep_prob(name, value, sampler))
     # An array, since a number would be compiled anew for each count.

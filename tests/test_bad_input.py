@@ -180,6 +180,20 @@ def test_state_of_nnx():
     )
 
 
+@pytest.mark.usefixtures("optax_promotion")
+def test_schedules_of_nnx():
+    """The count is a variable of Flax there, which a schedule cannot compare."""
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    dropout = make(lambda step: jnp.where(step < 10, 0.5, 1.0))
+    tx = optax.chain(optax.sgd(0.1), dropout)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    params = nnx.state(model, nnx.Param)
+    mask = lrd_optax.sample_mask(dropout, optimizer.opt_state, params)
+    chex.assert_trees_all_equal(
+        mask, lrd_optax.sample_mask(make(), optimizer.opt_state, params)
+    )
+
+
 BAD_CALLS = {
     "key is missing": (
         lambda: lrd_optax.learning_rate_dropout(0.5),
@@ -191,6 +205,12 @@ BAD_CALLS = {
         TypeError,
         "learning_rate_dropout() takes from 0 to 1 positional arguments "
         "but 2 were given",
+    ),
+    "sample_mask of a transformation without masks": (
+        lambda: lrd_optax.sample_mask(optax.sgd(1.0), state(), ONES),
+        TypeError,
+        "dropout must be, or wrap, what learning_rate_dropout returns, "
+        "got a transformation without it",
     ),
     "unbiased is a string": (
         lambda: make(unbiased="no"),
