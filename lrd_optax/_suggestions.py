@@ -4,6 +4,7 @@ from __future__ import annotations  # so that help shows short names
 
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from lrd_optax import _checks
@@ -125,7 +126,13 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
 
 def _curve(result: RangeTestResult) -> _Curve:
     # In NumPy, since the seeds may be sharded.
-    rates, raw, smoothed, valids = by_seed(result, np.asarray)
+    try:
+        rates, raw, smoothed, valids = by_seed(result, np.asarray)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            "result must have values, got traced arrays: suggest rates outside of jit "
+            "and vmap"
+        ) from error
     valid = valids.all(0)
     number = int(valid.sum())
     if empty := int((~valids.any(1)).sum()):

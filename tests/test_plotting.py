@@ -63,6 +63,16 @@ def test_schedules(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "value")
 
 
+def test_second_call(ax):
+    """It goes on with the next line, and keeps the axis of the longer one."""
+    plotting.plot_schedules({"a": 0.1}, 20, ax=ax)
+    plotting.plot_schedules({"b": 0.2}, 10, ax=ax)
+    first, second = ax.get_lines()
+    assert first.get_color() != second.get_color()
+    assert labels(ax) == ["a", "b"]
+    assert ax.get_xlim() == (0, 20)
+
+
 def test_jumps_of_schedules(ax):
     """They are vertical: a value is held until the next, and the last stair ends."""
     restarts = schedules.cosine_annealing_warm_restarts(1.0, 0.0, 8)
@@ -441,6 +451,16 @@ def run(code):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     return done.stdout
+
+
+def test_dir_with_a_stand_in_for_matplotlib():
+    code = """
+import sys, unittest.mock
+sys.modules["matplotlib"] = unittest.mock.MagicMock()
+import lrd_optax
+print("schedules" in dir(lrd_optax))
+"""
+    assert run(code) == "True\n"
 
 
 def test_plotting_is_imported_when_it_is_touched():

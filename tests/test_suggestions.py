@@ -340,3 +340,12 @@ def test_another_result():
     sentence = "result must be what lr_range_test returns, got a RangeTestBand"
     with pytest.raises(TypeError, match=f"^{sentence}$"):
         lrd_optax.suggest_learning_rate(band)
+
+
+@pytest.mark.parametrize(
+    "use", [lrd_optax.suggest_learning_rate, lrd_optax.suggest_cycle]
+)
+def test_traced_result(use):
+    sentence = "result must have values, got traced arrays: suggest rates outside of"
+    with pytest.raises(TypeError, match=f"^{sentence} jit and vmap"):
+        jax.jit(use)(result(LOG, CURVE))

@@ -30,8 +30,8 @@ def plot_schedules(
 ) -> Axes:
     """Draws schedules against the step, from 0 to `num_steps` - 1.
 
-    The value of a step is held until the next if that one is far off, so that stairs,
-    restarts and other jumps are vertical. All else is drawn as a line.
+    Stairs, restarts and other jumps are vertical, where the steps beside them change by
+    less than a quarter of the jump. All else is drawn as a line.
 
     Args:
       named: a dict from names, which the legend shows, to schedules or numbers.
@@ -67,12 +67,14 @@ def plot_schedules(
         call = functools.partial(_arithmetic.call, schedule)
         curves[name] = _style.finite(label, jax.vmap(call)(jnp.asarray(steps)))
     ax = _style.axes(ax)
-    for i, (name, y) in enumerate(curves.items()):
+    earlier = len(ax.get_lines())  # of a call before this one
+    end = max(num_steps, ax.get_xlim()[1] if earlier else 0)
+    for i, (name, y) in enumerate(curves.items(), earlier):
         ax.plot(*_hold_at_jumps(steps, y, num_steps), label=name, **_style.line(i))
-    ax.set(xlabel="step", ylabel="value", xlim=(0, num_steps))
+    ax.set(xlabel="step", ylabel="value", xlim=(0, end))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _style.finish(ax)
-    if len(named) > 1:
+    if earlier + len(named) > 1:
         _style.legend(ax)
     return ax
 
