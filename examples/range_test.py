@@ -214,7 +214,7 @@ def verdict(results: list[Result]) -> str:
 
 
 def draw(ranges, suggestions, arms, accuracies, path: Path) -> None:
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
     upper, lower = figure.subplots(2, 2)
     for axes, (kind, result) in zip(upper, ranges.items(), strict=True):
         axes.sharey(upper[0])
