@@ -5,6 +5,7 @@ Nothing slow is imported here. So each example reads its options before it impor
 """
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -23,20 +24,38 @@ QUICK = "\nA --quick run has too few seeds to decide: leave it out for more."
 SAVED: list[Path] = []  # the files that this run has written
 
 
-def end_on_ctrl_c(clean_up: Callable[[], object] = lambda: None) -> None:
+def on_ctrl_c(handler: Callable[..., object]) -> None:
+    # What a script runs in the background ignores the Ctrl-C that ends the script.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def files_saved() -> str:
+    return f"{', '.join(map(str, SAVED)) or 'nothing'} saved"
+
+
+def end_on_ctrl_c(
+    clean_up: Callable[[], object] = lambda: None,
+    outcome: Callable[[], str] = files_saved,
+) -> None:
     """Makes Ctrl-C end this program with one line, also while it imports JAX."""
 
     def stop(*_: Any) -> None:
-        clean_up()
-        files = ", ".join(map(str, SAVED))
-        text = f"stopped: {files or 'nothing'} saved\n"
-        if sys.stderr.isatty():
-            text = f"\x1b[?25h\n{text}"  # the progress bar has hidden the cursor
-        os.write(2, text.encode())
         # An exception would be lost if Python runs a callback of JAX at that moment.
-        os._exit(130)
+        try:
+            clean_up()
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()  # it may hold a table, which _exit would drop
+            text = f"stopped: {outcome()}\n"
+            if sys.stderr.isatty():
+                text = f"\x1b[?25h\n{text}"  # the progress bar has hidden the cursor
+            os.write(2, text.encode())
+        except Exception:  # nobody may be there to read it, as after `2>&1 | head`
+            pass
+        finally:
+            os._exit(130)
 
-    signal.signal(signal.SIGINT, stop)
+    on_ctrl_c(stop)
 
 
 def make_folder(
@@ -278,6 +297,14 @@ def schedule_gallery() -> argparse.Namespace:
     return args
 
 
+def last_checkpoint(folder: Path) -> str:
+    # Orbax gives a checkpoint this name when it is complete.
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    if not steps:
+        return "nothing saved"
+    return f"the same command goes on from step {max(steps)}"
+
+
 def resume() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Training with Learning Rate Dropout (LRD) that resumes where it "
@@ -304,6 +331,7 @@ def resume() -> argparse.Namespace:
         got = f"{args.steps} and {args.save_every}"
         parser.error(f"--steps and --save-every must be at least 1, got {got}")
     make_folder(parser, args.directory, "--directory")
+    end_on_ctrl_c(outcome=lambda: last_checkpoint(args.directory))
     return args
 
 

@@ -87,7 +87,7 @@ def train(manager: ocp.CheckpointManager, steps: int, save_every: int) -> None:
             manager.save(step, args=ocp.args.StandardSave(state))
             print(f"step {step}, loss {loss:.4f}", flush=True)
         if stop.is_set():
-            sys.exit("stopped: the same command goes on from the last checkpoint")
+            raise KeyboardInterrupt
     manager.wait_until_finished()
     predictions = model.apply(state["params"], x[TRAIN_SIZE:]).argmax(-1)
     print(f"test accuracy {(predictions == y[TRAIN_SIZE:]).mean():.2%}")
@@ -103,13 +103,18 @@ def sha256(tree: Any) -> str:
 def main() -> None:
     args = options.resume()
     keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(args.directory.absolute(), options=keep) as manager:
-        if (manager.latest_step() or 0) > args.steps:
-            saved = f"holds step {manager.latest_step()}, which is beyond --steps"
-            sys.exit(f"{args.directory} {saved} {args.steps}")
-        # Ctrl-C stops after a step: during a save, Orbax would log a traceback.
-        signal.signal(signal.SIGINT, lambda *_: stop.set())
-        train(manager, args.steps, args.save_every)
+    end_now = signal.getsignal(signal.SIGINT)
+    try:
+        with ocp.CheckpointManager(args.directory.absolute(), options=keep) as manager:
+            if (manager.latest_step() or 0) > args.steps:
+                saved = f"holds step {manager.latest_step()}, which is beyond --steps"
+                sys.exit(f"{args.directory} {saved} {args.steps}")
+            # Ctrl-C stops after a step: during a save, Orbax would log a traceback.
+            options.on_ctrl_c(lambda *_: stop.set())
+            train(manager, args.steps, args.save_every)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, end_now)
+        signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
