@@ -276,6 +276,8 @@ def mask_gallery() -> argparse.Namespace:
         help=f"folder, default: {folder}",
     )
     args = parser.parse_args()
+    if not -(2**63) <= args.key < 2**64:
+        parser.error(f"--key must fit in 64 bits, got {args.key}")
     make_folder(parser, args.output)
     return args
 
