@@ -113,12 +113,14 @@ def start_processes(number: int) -> None:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": devices}
     command = [sys.executable, *sys.argv, "--coordinator", coordinator, "--process-id"]
     # In groups of their own, where Ctrl-C does not reach them: this process stops them.
-    processes = [
-        subprocess.Popen([*command, str(i)], env=environment, process_group=0)
-        for i in range(number)
-    ]
+    processes: list[subprocess.Popen] = []
     options.end_on_ctrl_c(lambda: [p.kill() for p in processes])
     try:
+        for i in range(number):
+            started = [*command, str(i)]
+            processes.append(
+                subprocess.Popen(started, env=environment, process_group=0)
+            )
         while any(p.poll() is None for p in processes):
             if any(p.poll() for p in processes):
                 break  # the others would wait for it
