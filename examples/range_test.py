@@ -19,6 +19,7 @@ trained, also dense and with LRD, by five schedules:
 """
 
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -284,7 +285,12 @@ def main() -> None:
             text = f"range test, {kind}: compiling, then running"
             bar.update(progress, description=text)
             test = test_range(task, orders, name, kind, keep_prob, args.steps)
-            ranges[kind], suggestions[kind] = test, suggest(test)
+            try:
+                ranges[kind], suggestions[kind] = test, suggest(test)
+            except ValueError as error:  # its advice after ":" is for the library
+                advice = "try other --steps, --seeds or --keep-prob"
+                fault = str(error).partition(": ")[0]
+                sys.exit(f"range test, {kind}: {fault}; {advice}")
             arms += make_arms(name, kind, suggestions[kind], steps, keep_prob)
             bar.advance(progress)
     console.print(f"Suggested learning rates for {name}:")
