@@ -1,6 +1,6 @@
 """Learning Rate Dropout (LRD) on the 1,797 handwritten digits of scikit-learn.
 
-    python examples/digits.py            # about 2 minutes on 2 CPU cores
+    python examples/digits.py            # about 3 minutes on 2 CPU cores
     python examples/digits.py --quick    # a short look
     python examples/digits.py --optimizers adam sgdm --keep-prob 0.3 --seeds 32
 

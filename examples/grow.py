@@ -429,26 +429,21 @@ def arms_of(results: list[Result], name: str) -> tuple[dict[str, Result], Result
 def verdict(results: list[Result]) -> str:
     """Says in one sentence what the paired differences show."""
 
-    def compare(gain, half, better, worse, equal):
-        word = better if gain > half else worse if gain < -half else equal
-        return f"{word} ({gain:+.2f} ± {half:.2f} points)"
+    def compare(gain, half, other):
+        word = "does better than" if gain > half else "does worse than"
+        word = word if abs(gain) > half else "cannot be told apart from"
+        return f"{word} {other} ({gain:+.2f} ± {half:.2f} points)"
 
     parts = []
     for name in dict.fromkeys(r.optimizer for r in results):
         arms, noise = arms_of(results, name)
-        words = (
-            "beats dense copies",
-            "loses to dense copies",
-            "is not clearly different",
-        )
-        lrd = compare(*arms[SHORT.name].minus_dense, *words)
-        words = "does better than that", "does worse than that", "does as well"
         others = noise, arms["from scratch"]
-        other, scratch = (compare(*r.minus_short, *words) for r in others)
+        other, scratch = (compare(*r.minus_short, "LRD") for r in others)
         parts.append(
-            f"with {name}, LRD for 10 steps {lrd}, noise of the best size "
-            f"({noise.arm.split()[1]}) {other} beside LRD, and training from scratch "
-            f"{scratch} beside LRD"
+            f"with {name}, LRD for 10 steps "
+            f"{compare(*arms[SHORT.name].minus_dense, 'dense copies')}, noise of the "
+            f"best size ({noise.arm.split()[1]}) {other}, and training from scratch "
+            f"{scratch}"
         )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
