@@ -27,20 +27,42 @@ try:
 finally:
     del sys.path[0]
 
-# Wrong options of each example, and what is said about them.
+# Wrong options of each example, and what is said about them. jax.py is a file.
+NO_FOLDER = "must be a folder that files can be written to, got jax.py (File exists)"
 WRONG = [
     ("digits", "--keep-prob 2", "--keep-prob must be above 0 and at most 1, got 2"),
     ("digits", "--seeds 1", "--seeds must be at least 2 and --epochs at least 1, got"),
+    ("digits", "--epochs 0", "--epochs at least 1, got 16 and 0"),
     ("digits", "--learning-rates adam=0", "must be OPTIMIZER=RATE, one of sgdm, rms"),
+    ("digits", "--learning-rates adam=inf", "and a number above 0, got adam=inf"),
+    ("digits", "--learning-rates sgd=1", "and a number above 0, got sgd=1"),
+    ("digits", "--output jax.py", f"--output {NO_FOLDER}"),
     ("grow", "--keep-prob nan", "--keep-prob must be above 0 and at most 1, got nan"),
     ("grow", "--seeds 1", "--seeds must be at least 2, got 1"),
+    ("grow", "--output jax.py", f"--output {NO_FOLDER}"),
     ("range_test", "--steps 19", "--steps must be at least 20, got 19"),
     ("range_test", "--keep-prob 0", "--keep-prob must be above 0 and at most 1, got 0"),
+    ("range_test", "--seeds 1", "--seeds must be at least 2 and --epochs at least 1"),
+    ("range_test", "--output jax.py", f"--output {NO_FOLDER}"),
     ("saddle", "--runs 9", "--runs must be at least 10 and --steps at least 100, got"),
+    ("saddle", "--steps 99", "--steps at least 100, got 1000 and 99"),
+    ("saddle", "--keep-prob 0", "--keep-prob must be above 0 and at most 1, got 0"),
+    ("saddle", "--output jax.py", f"--output {NO_FOLDER}"),
     ("mask_gallery", "--key one", "argument --key: invalid int value: 'one'"),
+    ("mask_gallery", f"--key {2**64}", f"--key must fit in 64 bits, got {2**64}"),
+    ("mask_gallery", f"--key {-(2**63) - 1}", "--key must fit in 64 bits, got -9223"),
+    ("mask_gallery", "--output jax.py", f"--output {NO_FOLDER}"),
     ("schedule_gallery", "--output", "argument --output: expected one argument"),
+    ("schedule_gallery", "--output jax.py", f"--output {NO_FOLDER}"),
     ("resume", "--steps 0", "--steps and --save-every must be at least 1, got 0 and"),
+    ("resume", "--save-every 0", "must be at least 1, got 1000 and 0"),
+    ("resume", "--directory jax.py", f"--directory {NO_FOLDER}"),
     ("multi_process", "--num-processes 3", "must be 1, 2 or 4 on one machine, got 3"),
+    ("multi_process", "--process-id 0", "--process-id and --coordinator go together"),
+    ("multi_process", "--coordinator h:1", "--process-id and --coordinator go togeth"),
+    ("multi_process", "--process-id 0 --coordinator h", "must be HOST:PORT, got h"),
+    ("multi_process", "--process-id 2 --coordinator h:1", "must be from 0 to 1, got 2"),
+    ("multi_process", "--out no/x", "--out must be in a folder that exists, got no/x"),
 ]
 NAMES = tuple(dict.fromkeys(name for name, _, _ in WRONG))
 
@@ -86,21 +108,104 @@ def test_ctrl_c_during_the_imports_ends_with_one_line(start, name):
     assert result.stderr == "stopped: nothing saved\n"
 
 
-def test_ctrl_c_tells_what_was_saved(tmp_path):
-    code = """import options, pathlib, signal
-options.end_on_ctrl_c()
-for name in ("table.json", "picture.png"):
-    options.save(pathlib.Path(name), pathlib.Path.touch)
-signal.raise_signal(signal.SIGINT)"""
-    result = subprocess.run(
+def test_ctrl_c_tells_where_resume_goes_on(start, tmp_path):
+    for name in "3", "20", "25.orbax-checkpoint-tmp":
+        (tmp_path / "results" / "resume" / name).mkdir(parents=True)
+    result = start("resume", jax="import signal; signal.raise_signal(signal.SIGINT)")
+    assert result.returncode == 130
+    assert result.stderr == "stopped: the same command goes on from step 20\n"
+
+
+def run_code(code, folder):
+    return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES)},
-        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES), "PYTHONUNBUFFERED": ""},
+        cwd=folder,
         capture_output=True,
         text=True,
     )
+
+
+NO_READER = "ends = os.pipe(); os.dup2(ends[1], 2); [os.close(end) for end in ends]"
+
+
+@pytest.mark.parametrize(
+    ("before", "clean_up", "expected"),
+    [
+        ("", "", (130, "table\n", "stopped: a.json, b.png saved\n")),
+        ("", "lambda: print('clean')", (130, "table\nclean\n", "stopped: a.json, b.p")),
+        ("", "lambda: 1 / 0", (130, "", "")),
+        (NO_READER, "", (130, "table\n", "")),
+        ("sys.stderr = None", "", (130, "table\n", "")),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "", (0, "table\nended\n", "")),
+    ],
+)
+def test_ctrl_c_always_ends_what_does_not_ignore_it(
+    tmp_path, before, clean_up, expected
+):
+    code = f"""import options, os, pathlib, signal, sys
+{before}
+options.end_on_ctrl_c({clean_up})
+for name in "a.json", "b.png":
+    options.save(pathlib.Path(name), pathlib.Path.touch)
+print("table")
+signal.raise_signal(signal.SIGINT)
+print("ended")"""
+    result = run_code(code, tmp_path)
+    status, out, error = expected
+    assert (result.returncode, result.stdout) == (status, out)
+    assert result.stderr.startswith(error)
+    assert len(result.stderr.splitlines()) == bool(error)
+
+
+@pytest.mark.parametrize("moment", ["subprocess.Popen", "time.sleep"])
+def test_ctrl_c_stops_all_processes(tmp_path, moment):
+    """It comes when the second process is to be started, or when both are running."""
+    code = f"""import signal, sys, unittest.mock
+names = "jax jax.numpy jax.experimental jax.sharding numpy optax sklearn.datasets"
+for name in [*names.split(), "lrd_optax"]:
+    sys.modules[name] = unittest.mock.MagicMock()
+import multi_process, options, subprocess, time
+options.end_on_ctrl_c()
+original, calls = {moment}, []
+def interrupted(*args, **kwargs):
+    calls.append(args)
+    if len(calls) == 2:
+        signal.raise_signal(signal.SIGINT)
+    return original(*args, **kwargs)
+{moment} = interrupted
+sys.argv = ["-c", "import time; time.sleep(5); print('was not stopped')"]
+multi_process.start_processes(2)"""
+    result = run_code(code, tmp_path)  # it waits until no process has its output
     assert result.returncode == 130
-    assert result.stderr == "stopped: table.json, picture.png saved\n"
+    assert (result.stdout, result.stderr) == ("", "stopped: nothing saved\n")
+
+
+# The numbers that decide the work, and the least values that are allowed.
+FULL, QUICK = {"seeds": 16, "epochs": 30}, {"seeds": 4, "epochs": 6}
+ACCEPTED = [
+    ("digits", "", FULL | {"optimizers": list(options.RATES), "keep_prob": 0.5}),
+    ("digits", "--quick", QUICK),
+    ("digits", "--quick --seeds 2", QUICK | {"seeds": 2}),
+    ("digits", "--keep-prob 1 --epochs 1", FULL | {"keep_prob": 1, "epochs": 1}),
+    ("range_test", "", FULL | {"optimizer": "sgdm", "keep_prob": 0.5, "steps": 100}),
+    ("range_test", "--quick --steps 20", QUICK | {"steps": 20}),
+    ("grow", "", {"seeds": 16, "keep_prob": 0.5, "optimizers": ["sgdm", "adam"]}),
+    ("grow", "--quick --optimizers adam adam", {"seeds": 4, "optimizers": ["adam"]}),
+    ("saddle", "", {"runs": 1000, "steps": 2000, "keep_prob": 0.5}),
+    ("saddle", "--quick --steps 100", {"runs": 50, "steps": 100}),
+    ("saddle", "--runs 10", {"runs": 10}),
+    ("mask_gallery", f"--key {2**64 - 1}", {"key": 2**64 - 1}),
+    ("mask_gallery", f"--key {-(2**63)}", {"key": -(2**63)}),
+    ("multi_process", "", {"num_processes": 2, "process_id": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "expected"), ACCEPTED)
+def test_options_decide_the_work(monkeypatch, tmp_path, name, words, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *words.split()])
+    assert vars(getattr(options, name)()).items() >= expected.items()
 
 
 def refuse(*args, **kwargs):
@@ -121,6 +226,11 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         options.make_folder(parser, tmp_path)
     message = f"{rule} {tmp_path} (Read-only file system)"
+    assert message in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path / "x.npz")])
+    with pytest.raises(SystemExit):
+        options.multi_process()
+    message = message.replace("--output", "the folder of --out")
     assert message in capsys.readouterr().err
 
 
