@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import subprocess
 import sys
@@ -335,7 +336,8 @@ def test_differences_and_verdict_of_digits():
     names = " and ".join(options.RATES)
     assert digits.verdict(differences).startswith(
         f"LRD is better than dense with {names}; LRD is better than {lower} with "
-        f"{names}; LRD, unbiased is better than dense with {names}: 15 of 15 intervals"
+        f"{names}; LRD, unbiased is better than dense with {names}: 15 of 15 intervals "
+        "of differences exclude 0 (chance alone gives about 0.75)."
     )
     _, differences = digits_results(0.5, gain=-1.0)
     assert digits.verdict(differences).startswith("LRD is worse than dense with sgdm")
@@ -345,7 +347,7 @@ def test_differences_and_verdict_of_digits():
     )
 
 
-SUGGESTION = range_test.Suggestion(0.0123, 0.00123, 0.0123, 0.0123, 0.0123)
+SUGGESTION = range_test.Suggestion(0.0123, 0.00123, 0.005, 0.006, 0.007)
 
 
 def range_test_results(gain):
@@ -362,15 +364,45 @@ def range_test_results(gain):
 
 def test_arms_of_the_range_test_have_the_recommended_rates():
     arms, _ = range_test_results(0)
+    assert (arms[0].kind, arms[0].schedule) == ("dense", "fixed, peak")
     for kind, tuned in (("dense", 0.2), ("LRD", 0.4)):
         rates = {arm.schedule: arm.rate for arm in arms if arm.kind == kind}
-        assert rates["fixed, peak"] == SUGGESTION.peak
-        assert rates["fixed, tuned"] == tuned
-    assert (arms[0].kind, arms[0].schedule) == ("dense", "fixed, peak")
-    rates = range_test.rates_of(arms[2], 360)
-    assert rates.shape == (360,)
-    np.testing.assert_allclose([rates.min(), rates.max()], [0.00123, 0.0123], rtol=1e-5)
+        cyclical = range_test.Arm(kind, "cyclical", rates.pop("cyclical"))
+        assert rates == {
+            "fixed, peak": 0.0123,
+            "fixed, steepest": 0.005,
+            "fixed, mean of cycle": pytest.approx((0.00123 + 0.0123) / 2),
+            "fixed, tuned": tuned,
+        }
+        curve = range_test.rates_of(cyclical, 360)
+        assert curve.shape == (360,)
+        top = np.flatnonzero(np.isclose(curve, 0.0123)).tolist()
+        bottom = np.flatnonzero(np.isclose(curve, 0.00123)).tolist()
+        assert (bottom, top) == ([0, 120, 240], [60, 180, 300])  # three cycles
     np.testing.assert_array_equal(range_test.rates_of(arms[0], 5), np.float32(0.0123))
+
+
+def made_range_test(still_falls=False):
+    """The result of a test of two seeds: the loss falls fastest at a rate of 0.01."""
+    rates = np.geomspace(1e-4, 1, 101)
+    losses = 0.5 + 1.5 / (1 + (rates / 0.01) ** 2) + (not still_falls) * rates**4
+    if still_falls:
+        losses -= np.linspace(0, 0.3, 101)
+    losses = np.stack([losses, losses])
+    valid = np.full(losses.shape, True)
+    rates = np.broadcast_to(rates, losses.shape)
+    return lrd_optax.RangeTestResult(rates, losses, losses, valid)
+
+
+def test_suggestions_are_named_for_their_methods():
+    result = made_range_test()
+    found = range_test.suggest(result)
+    assert (found.base, found.peak) == lrd_optax.suggest_cycle(result)
+    assert found.base < found.peak
+    for method in ("steepest", "valley", "min_over_10"):
+        rate = lrd_optax.suggest_learning_rate(result, method)
+        assert getattr(found, method) == rate
+    assert len(set(found)) == 5
 
 
 def test_table_and_verdict_of_the_range_test():
@@ -414,3 +446,176 @@ def test_tables_of_saddle_fit():
         assert text.count("1234 [1111, 1500] =") == 9
         assert text.count("1234 [1111, 1500]") == text.count("99.6% [99.1, 99.9]") == 12
         assert "half the rate" in text
+
+
+# main() of the examples that train, without training.
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Returns a function: example, options -> what is printed in one line, the JSON."""
+
+    def run(example, words):
+        name = example.__name__
+        monkeypatch.setattr(sys, "argv", [name, *words.split(), "--output", "out"])
+        monkeypatch.setattr(options, "SAVED", [])
+        monkeypatch.chdir(tmp_path)
+        if "--quick" in words:  # drawing takes most of the time
+            monkeypatch.setattr(example, "draw", lambda *args: args[-1].write_text("x"))
+        example.main()
+        written = [Path("out", f"{name}.{end}") for end in ("json", "png")]
+        assert written == options.SAVED
+        assert all(path.stat().st_size for path in written)
+        text = " ".join(capsys.readouterr().out.split())
+        assert (options.QUICK.strip() in text) == ("--quick" in words)
+        return text, json.loads(written[0].read_text())
+
+    return run
+
+
+def noisy(*shape):
+    return 95 + np.random.default_rng(0).normal(size=shape)
+
+
+@pytest.mark.parametrize(
+    ("words", "rates", "config"),
+    [
+        (
+            "--quick",
+            {"dense": 0.03, "dense, half the rate": 0.015, "LRD": 0.03}
+            | {"LRD, unbiased": 0.06},
+            {"seeds": 4, "epochs": 6, "keep_prob": 0.5},
+        ),
+        (
+            "--learning-rates adam=0.25 --keep-prob 0.2 --no-lower-rate --seeds 3",
+            {"dense": 0.25, "LRD": 0.25, "LRD, unbiased": 1.25},
+            {"seeds": 3, "epochs": 30, "keep_prob": 0.2},
+        ),
+    ],
+)
+def test_digits_trains_what_is_asked_for(run, monkeypatch, words, rates, config):
+    def train(arms, **got):
+        assert {arm.name: arm.rate for arm in arms} == rates
+        assert got == config
+        shape = config["epochs"], config["seeds"]
+        return [digits.Curves(noisy(*shape), noisy(*shape), 1.0) for _ in arms]
+
+    monkeypatch.setattr(digits, "train", train)
+    text, report = run(digits, f"--optimizers adam {words}")
+    assert [(r["arm"], r["rate"]) for r in report["results"]] == list(rates.items())
+    accuracy = noisy(config["epochs"], config["seeds"])[-1].mean()
+    for arm, rate in rates.items():
+        assert f"adam {arm} {rate:.3g} {accuracy:.2f} ± " in text
+    count = len(rates) - 1
+    assert text.count("+0.00 ± 0.00") == len(report["differences"]) == count
+    assert f"0 of {count} intervals" in text
+    assert ("has the mean step of LRD." in text) == (len(rates) == 4)
+
+
+@pytest.mark.parametrize(("words", "steps"), [("", 950), ("--quick", 240)])
+def test_grow_trains_what_is_asked_for(run, monkeypatch, words, steps):
+    def train_all(data, task, names, seeds, keep_prob):
+        assert data.train_x.shape == (1200, 64)
+        assert task.wide_steps == steps
+        assert (names, seeds, keep_prob) == (["adam"], 3, 0.2)
+        points = grow.make_points(steps)
+        arms = (grow.Arm(grow.NARROW, "narrow"), *grow.ARMS)
+        curves = grow.Curves(*(noisy(len(points), seeds) for _ in range(3)))
+        return [("adam", arm, points, curves) for arm in arms]
+
+    monkeypatch.setattr(grow, "train_all", train_all)
+    words += " --optimizers adam --keep-prob 0.2 --seeds 3"
+    text, report = run(grow, words)
+    assert report["config"]["keep_prob"] == 0.2
+    assert [r["arm"] for r in report["results"][1:]] == [arm.name for arm in grow.ARMS]
+    for arm in grow.ARMS:
+        assert f"{arm.name} {getattr(grow.DIGITS['adam'], arm.kind):g} 9" in text
+    gain = "cannot be told apart from {} (+0.00 ± 0.00 points)"
+    assert (
+        f"With adam, LRD for 10 steps {gain.format('dense copies')}, noise of the best "
+        f"size (0.0001) {gain.format('LRD')}, and training from scratch "
+        f"{gain.format('LRD')}."
+    ) in text
+
+
+def test_verdict_of_grow_tells_better_from_worse():
+    def result(arm, minus_dense, minus_short):
+        empty = [[]] * 3
+        return grow.Result(
+            *("sgdm", arm, "", 0.1, [1], [95.0], *empty, minus_dense, minus_short)
+        )
+
+    results = [
+        result("LRD, 10 steps", (2.0, 1.0), (0.0, 0.0)),
+        result("noise 0.1", (0.0, 0.0), (-2.0, 1.0)),
+        result("from scratch", (0.0, 0.0), (10.55, 48.95)),
+    ]
+    assert grow.verdict(results) == (
+        "With sgdm, LRD for 10 steps does better than dense copies (+2.00 ± 1.00 "
+        "points), noise of the best size (0.1) does worse than LRD (-2.00 ± 1.00 "
+        "points), and training from scratch cannot be told apart from LRD (+10.55 ± "
+        "48.95 points)."
+    )
+
+
+@pytest.mark.parametrize(("words", "runs"), [("--runs 12", 12), ("--quick", 50)])
+def test_saddle_runs_what_is_asked_for(run, monkeypatch, words, runs):
+    def measure(**config):
+        assert config == {"runs": runs, "steps": 300, "keep_prob": 0.2}
+        keys = [
+            (problem, name, arm)
+            for problem in dict.fromkeys((*saddle.PROBLEMS, *saddle.SWEEP))
+            for name in saddle.OPTIMIZERS
+            for arm in saddle.make_arms(0.2)
+        ]
+        escapes = saddle.Escapes(99.6, 99.1, 99.9, 123, 111, 150)
+        paths = np.zeros((saddle.SHOWN, 300, 2), np.float32)
+        return dict.fromkeys(keys, escapes), dict.fromkeys(keys, paths)
+
+    monkeypatch.setattr(saddle, "measure", measure)
+    text, report = run(saddle, f"{words} --steps 300 --keep-prob 0.2")
+    assert f"{runs} runs per arm, of 300 steps" in text
+    for problem in saddle.PROBLEMS:
+        assert problem.name in text
+    assert text.count("123 [111, 150] =") == 9 * len(saddle.PROBLEMS)
+    assert "dense, 0.2 x rate" in {row["arm"] for row in report["results"]}
+
+
+@pytest.mark.parametrize(("words", "epochs"), [("--epochs 2", 2), ("--quick", 6)])
+def test_range_test_trains_what_is_asked_for(run, monkeypatch, words, epochs):
+    kinds = []
+
+    def test_range(task, orders, name, kind, keep_prob, steps):
+        assert orders.shape == (3, 4, 12, 100)  # batches for 40 steps, and one more
+        assert (name, keep_prob, steps) == ("adam", 0.2, 40)
+        kinds.append(kind)
+        return made_range_test()
+
+    def make_training(task, orders, name, kind, keep_prob):
+        assert (name, keep_prob) == ("adam", 0.2)
+        assert orders.shape == (3, epochs, 12, 100)
+        kinds.append(kind)
+        return lambda rates: noisy(3, len(rates) // 12)
+
+    for function in (test_range, make_training):
+        monkeypatch.setattr(range_test, function.__name__, function)
+    monkeypatch.setattr(range_test, "setup", lambda seeds: None)
+    words += " --optimizer adam --keep-prob 0.2 --seeds 3 --steps 40"
+    text, report = run(range_test, words)
+    assert kinds == ["dense", "LRD"] * 2
+    assert len(report["results"]) == 10
+    assert "LRD fixed, tuned 0.15 9" in text  # 0.03 / 0.2
+    assert f"after {epochs} epochs" in text
+    assert "9 of 9 arms cannot be told apart" in text
+
+
+def test_a_curve_without_an_answer_ends_the_range_test(run, monkeypatch):
+    result = made_range_test(still_falls=True)
+    monkeypatch.setattr(range_test, "setup", lambda seeds: None)
+    monkeypatch.setattr(range_test, "test_range", lambda *args: result)
+    message = (
+        "range test, dense: the loss still falls at the last learning rate; try other "
+        "--steps, --seeds or --keep-prob"
+    )
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        run(range_test, "")
