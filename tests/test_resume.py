@@ -32,6 +32,7 @@ def training(directory):
     process = subprocess.Popen(
         [sys.executable, "-W", "error", PATH, *options],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
@@ -44,6 +45,7 @@ def training(directory):
         process.kill()
         process.wait()
         process.stdout.close()
+        process.stderr.close()
 
 
 def kill_somewhere(directory, moments):
@@ -59,6 +61,19 @@ def kill_somewhere(directory, moments):
     return int(begin.split()[-1])
 
 
+def interrupt(directory):
+    """Presses Ctrl-C; returns the step at which the run began, and the last saved."""
+    with training(directory) as process:
+        begin, first = process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        lines, error = process.communicate()
+        assert process.returncode == 130
+    last = int(f"{first}{lines}".splitlines()[-1].split()[1].strip(","))
+    message = f"stopped: the same command goes on from step {last}"
+    assert error.splitlines()[-1] == message
+    return int(begin.split()[-1]), last
+
+
 def finish(process):
     """Returns the first line, and those with the accuracy and the digests."""
     lines = process.communicate()[0].splitlines()
@@ -71,10 +86,12 @@ def test_killed_runs_end_alike(tmp_path):
     moments = random.Random(0)
     with training(tmp_path / "left_alone") as process:
         _, expected = finish(process)
-    begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(3)]
+    begins = [kill_somewhere(tmp_path / "killed", moments) for _ in range(2)]
+    begin, saved = interrupt(tmp_path / "killed")
     with training(tmp_path / "killed") as process:
-        begin, result = finish(process)
-    begins.append(int(begin.split()[-1]))
+        first, result = finish(process)
+    assert first == f"resumed at step {saved}"
+    begins += [begin, saved]
     assert begins[0] == 0
     assert begins == sorted(set(begins))  # every run went on from a later step
     assert result == expected
