@@ -1,5 +1,6 @@
-"""The code in README.md and in docs/ runs, and its assertions hold."""
+"""The code of the docs runs, their links lead somewhere, their figures are measured."""
 
+import json
 import re
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import lrd_optax
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The build of the site runs the notebooks.
-PAGES = FILES + sorted((ROOT / "docs" / "notebooks").glob("*.md"))
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted(set((ROOT / "docs").rglob("*.md")) - set((ROOT / "docs").glob("_*/**/*"))),
+]
 
 
 @pytest.mark.slow
@@ -30,24 +34,219 @@ def test_code_is_found():
     assert sum("```python" in file.read_text() for file in FILES) >= 2
 
 
-@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
-def test_links_to_files(file):
-    for link in re.findall(r"\]\((?!http|#)([^)#]+)", file.read_text()):
-        assert (file.parent / link).exists(), link
+def without_code(file):
+    return re.sub(r"^```.*?^```", "", file.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(file):
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", without_code(file), re.MULTILINE)
+    shown = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in shown}
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_links(file):
+    """Each leads to a file, and to a heading if it names one."""
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_code(file)):
+        name, _, anchor = link.partition("#")
+        target = file.parent / name if name else file
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_links_are_found():
+    links = [re.findall(r"\]\((?!http)\S*#\S*\)", file.read_text()) for file in PAGES]
+    assert sum(map(len, links)) > 20
+
+
+def prose(name):
+    """The text of a page on one line, wherever it is wrapped."""
+    return " ".join((ROOT / name).read_text().split())
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+def table(name, *headers):
+    """The rows of the one table of a page that has these headers, each a dict."""
+    found, columns = [], None
+    for line in (ROOT / name).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            columns = None
+        elif columns:
+            found[-1].append(dict(zip(columns, cells, strict=True)))
+        elif set(headers) <= set(cells):
+            columns = cells
+            found.append([])
+    [[_, *rows]] = found  # the first is the line below the headers
+    assert rows
+    return rows
+
+
+def of_optimizers(rows):
+    """Digits by optimizer, which the file of results names as its option does."""
+    names = {"sgd+momentum": "sgdm"}
+    named = {row.pop("optimizer").lower(): row for row in rows}
+    return {names.get(name, name): row for name, row in named.items()}
+
+
+def test_tables_of_the_digits():
+    digits = result("cpu-digits.json")
+    accuracies: dict[str, dict[str, str]] = {}
+    for r in digits["results"]:
+        cell = f"{r['accuracy_percent'][-1]:.2f} ± {r['accuracy_half_width'][-1]:.2f}"
+        accuracies.setdefault(r["optimizer"], {})[r["arm"]] = cell
+    page = "docs/choosing.md"
+    assert of_optimizers(table(page, "optimizer", "LRD, unbiased")) == accuracies
+    differences: dict[str, dict[str, str]] = {}
+    for d in digits["differences"]:
+        cell = f"{d['points']:+.2f} ± {d['half_width']:.2f}"
+        differences.setdefault(d["optimizer"], {})[f"{d['arm']} - {d['minus']}"] = cell
+    assert of_optimizers(table(page, "optimizer", "LRD - dense")) == differences
+
+
+def costs(file):
+    rows = [row for row in result(file)["rows"] if row["variant"] == "ours 0.5"]
+    return {(row["tree"], row["dtype"], row["optimizer"]): row for row in rows}
+
+
+EPYC = costs("cpu-step_cost.json")
+XEON = costs("cpu_xeon-step_cost.json")
+
+
+def test_table_of_costs():
+    rows = table("docs/cost.md", "model", "compile Adam")
+    for row in rows:
+        model, dtype = row.pop("model").replace(" of 10 M", "").split(", ")
+        for column, cell in row.items():
+            key = model, dtype, column.removeprefix("compile ")
+            kind = "compile_ratio" if column.startswith("compile") else "ratio"
+            digits = 1 if column.startswith("compile") else 2
+            pair = [f"{costs[key][kind]:.{digits}f}" for costs in (EPYC, XEON)]
+            assert cell == ", ".join(pair), key
+    assert 4 * len(rows) == len(EPYC) == len(XEON)
+
+
+def test_costs_in_the_readme():
+    for row in table("README.md", "AMD EPYC", "Intel Xeon"):
+        [title, *_] = row.values()
+        model, optimizer = title.replace(" with ", "+").split(", ")
+        key = model, "float32", optimizer
+        assert row["AMD EPYC"] == f"{EPYC[key]['ratio']:.2f}"
+        assert row["Intel Xeon"] == f"{XEON[key]['ratio']:.2f}"
+    files = EPYC, XEON, costs("cpu_xeon-step_cost_jax_0.12.json")
+    slowest = max(c[key]["ratio"] for c in files for key in c if key[2] == "SGD")
+    text = prose("README.md") + prose("docs/when_to_use.md")
+    found = re.findall(r"plain SGD [^.]*?up to ([\d.]+\d)", text)
+    assert found == [f"{slowest:.1f}"] * 2
+
+
+def test_table_of_the_range_test():
+    rows = table("docs/range_test.md", "learning rate", "accuracy")
+    measured = result("cpu-range_test.json")["results"]
+    for number, (row, r) in enumerate(zip(rows, measured, strict=True)):
+        gain = f"{r['minus_dense_peak']:+.2f} ± {r['minus_dense_peak_half_width']:.2f}"
+        assert list(row.values()) == [
+            f"{r['kind']}, {r['schedule']}",
+            r["rate"],
+            f"{r['accuracy_percent'][-1]:.2f} ± {r['accuracy_half_width'][-1]:.2f}",
+            gain if number else "",
+        ]
+
+
+def test_rates_that_move_with_dropout():
+    """Each "from 0.03 to 0.06" is a suggestion for dense and that for LRD."""
+    text = prose("docs/range_test.md").partition("## On the digits")[2]
+    text = text.partition("| learning rate |")[0]
+    found = re.findall(r"(?:from|and) ([\d.]+) to ([\d.]+\d)", text)
+    suggestions = result("cpu-range_test.json")["suggestions"]
+    pairs = list(zip(*(kind.values() for kind in suggestions.values()), strict=True))
+    assert len(found) >= len(pairs)
+    for pair in found:
+        rates = pytest.approx([float(rate) for rate in pair], rel=0.02)
+        assert any(list(measured) == rates for measured in pairs), pair
+
+
+def test_table_of_finders():
+    cells = {}
+    for r in result("cpu-lr_finders.json")["results"]:
+        rates = f"{r['median']:.2g}, {r['scatter_decades']:.2f}"
+        losses = f"{r['test_loss_median']:.2f}, {r['test_loss_worst']:.2f}"
+        cells[r["rule"].replace(",", ":"), r["optimizer"]] = f"{rates}; {losses}"
+    first = "median rate, scatter; test loss, worst"
+    rows = table("docs/range_test.md", first)
+    assert cells == {
+        (row[first], name): row[name] for row in rows for name in row if name != first
+    }
+
+
+def study_blocks():
+    rows = table("docs/study.md", "block", "best LRD - dense")
+    return {row["block"]: row for row in rows}
+
+
+def test_table_of_the_guide():
+    """Each row has the figures of the row of the study that it names."""
+    blocks = study_blocks()
+    for row in table("docs/when_to_use.md", "row of the study"):
+        of_study = blocks[row.pop("row of the study")]
+        for column, cell in row.items():
+            value, _, word = cell.partition(", ")
+            assert of_study[column].startswith(f"{value} "), row
+            assert (word == "clear") == ("**clear" in of_study[column]), row
+
+
+def does_it_help():
+    begin, end = "## Does it help?", "[When to use it]"
+    text = prose("README.md")
+    return text[text.index(begin) : text.index(end)]
 
 
 def test_figures_of_the_guide_stand_in_the_study():
     """Each difference that is quoted from the study is one that its command wrote."""
-    readme, guide, study = (
-        " ".join((ROOT / name).read_text().split())
-        for name in ("README.md", "docs/when_to_use.md", "docs/study.md")
-    )
-    begin, end = "## Does it help?", "[When to use it]"
-    quoted = guide, readme[readme.index(begin) : readme.index(end)]
-    figures = [re.findall(r"[+-][\d.]+ ± [\d.]+\d", text) for text in quoted]
-    assert len(figures[0]) > 20
-    assert len(figures[1]) > 0
-    assert not [figure for found in figures for figure in found if figure not in study]
+    study = prose("docs/study.md")
+    figures = re.findall(r"[+-][\d.]+ ± [\d.]+\d", prose("docs/when_to_use.md"))
+    assert len(figures) > 20
+    assert not [figure for figure in figures if figure not in study]
+
+
+def test_figures_of_the_readme_are_those_of_the_row_it_names():
+    quoted = [part for part in does_it_help().split(". ") if "±" in part]
+    assert quoted
+    for sentence in quoted:
+        [figure] = re.findall(r"[+-][\d.]+ ± [\d.]+\d", sentence)
+        named = [
+            row
+            for block, row in study_blocks().items()
+            if all(word in sentence for word in block.split(", "))
+        ]
+        assert any(row["best LRD - dense"].startswith(f"{figure} ") for row in named)
+
+
+def test_counts_of_the_readme():
+    """Its whole numbers count blocks of the study."""
+    blocks = study_blocks()
+    symmetric = [b for b in blocks if re.match("copied|equal weights|near a saddle", b)]
+    others = [b for b in blocks if not re.match("ensembles|transformer", b)]
+    ordinary = [b for b in others if b not in symmetric]
+
+    def better(names, column):
+        return sum("**clear gain** twice" in blocks[name][column] for name in names)
+
+    stable = re.findall(r"<b>(stable rates, [^<:]*)", prose("docs/study.md"))
+    trainings = {block.partition(":")[0] for block in [*blocks, *stable]}
+    wins = better(symmetric, "best LRD - dense")
+    text = re.sub(r"[+-][\d.]+ ± [\d.]+\d", "", does_it_help())
+    assert f" {wins} of {len(symmetric)} " in text
+    counts = [len(trainings), wins, len(symmetric), len(ordinary)]
+    counts.append(better(ordinary, "best LRD - dense"))
+    assert sorted(map(int, re.findall(r"\d+", text))) == sorted(counts)
+    # It says "none" of these.
+    assert better(ordinary, "best LRD - best remedy") == 0
+    assert not any("clear loss" in blocks[b]["best LRD - dense"] for b in symmetric)
 
 
 def test_tables_of_schedules():

@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import lrd_optax
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,20 @@ def test_classifiers_name_the_supported_versions_of_python():
     lowest = int(PROJECT["requires-python"].removeprefix(">=3."))
     assert named == [str(lowest + i) for i in range(len(named))]
     assert len(named) > 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_lowest_versions(name):
+    """Those that are said to be needed are those that pip asks for."""
+    lowest = dict(line.split(">=") for line in PROJECT["dependencies"])
+    assert lowest["jax"] == lowest["jaxlib"]
+    lowest["python"] = PROJECT["requires-python"].removeprefix(">=")
+    text = " ".join((ROOT / name).read_text().split())
+    [said] = re.findall(r"It needs ([^()]*?) or newer", text)
+    found = re.findall(r"(\w+) (\d[\d.]*)", said)
+    assert {package.lower(): version for package, version in found} == {
+        package: lowest[package] for package in ("python", "jax", "optax")
+    }
 
 
 def test_what_the_guide_for_contributors_names_is_there():
