@@ -1,10 +1,13 @@
 """What the package says of itself agrees, wherever it is said."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml  # Flax depends on it
 
 import lrd_optax
 
@@ -49,6 +52,20 @@ def test_one_license_and_name():
     )
 
 
+def test_citation_has_what_its_format_asks_for():
+    cff = yaml.safe_load(CITATION)
+    assert cff["cff-version"] == "1.2.0"
+    assert cff["type"] in ("software", "dataset")
+    assert cff["message"]
+    known = {"keywords", "license", "references", "repository-code", "version"}
+    known |= {"date-released", "doi", "url"}
+    assert set(cff) <= {"cff-version", "type", "message", "title", "authors"} | known
+    for work in (cff, *cff["references"]):
+        assert work["title"]
+        assert work["authors"]
+    assert {work["type"] for work in cff["references"]} == {"article"}
+
+
 def test_classifiers_name_the_supported_versions_of_python():
     named = re.findall(
         r"^Programming Language :: Python :: 3\.(\d+)$",
@@ -72,6 +89,28 @@ def test_lowest_versions(name):
     assert {package.lower(): version for package, version in found} == {
         package: lowest[package] for package in ("python", "jax", "optax")
     }
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_commands_of_the_makefile():
+    """They run modules that an extra installs, and scripts that are there."""
+    text = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^(\w+):.* ## ", text, re.MULTILINE)
+    printed = subprocess.run(
+        ["make", "-n", "PYTHON=python", *targets],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    extras = PROJECT["optional-dependencies"].values()
+    installed = {re.split(r"[\[>]", line)[0] for extra in extras for line in extra}
+    modules = re.findall(r"^python -m (\S+)", printed, re.MULTILINE)
+    assert len(modules) > 5
+    assert set(modules) <= installed
+    scripts = re.findall(r"^(?:python|bash) ([^-\s]\S*)", printed, re.MULTILINE)
+    assert len(scripts) == 3
+    assert all((ROOT / script).is_file() for script in scripts)
 
 
 def test_what_the_guide_for_contributors_names_is_there():
