@@ -50,9 +50,7 @@ def end_on_ctrl_c(
             if sys.stderr.isatty():
                 text = f"\x1b[?25h\n{text}"  # the progress bar has hidden the cursor
             os.write(2, text.encode())
-        except Exception:  # nobody may be there to read it, as after `2>&1 | head`
-            pass
-        finally:
+        finally:  # stderr may be closed, as after `2>&1 | head`
             os._exit(130)
 
     on_ctrl_c(stop)

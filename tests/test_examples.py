@@ -138,6 +138,7 @@ NO_READER = "ends = os.pipe(); os.dup2(ends[1], 2); [os.close(end) for end in en
         ("", "lambda: 1 / 0", (130, "", "")),
         (NO_READER, "", (130, "table\n", "")),
         ("sys.stderr = None", "", (130, "table\n", "")),
+        ("sys.stdout = None", "", (130, "", "stopped: a.json, b.png saved\n")),
         ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "", (0, "table\nended\n", "")),
     ],
 )
