@@ -17,7 +17,9 @@ def main(folder: Path) -> None:
         blocks = CODE.findall(page.read_text())
         if blocks and "_build" not in page.parts:
             code = "\n\n".join(blocks).replace(";\n", "\n")
-            (folder / f"{page.stem}_page.py").write_text(code)
+            # The whole path, since docs/api has pages of the same names as docs.
+            name = re.sub(r"\W", "_", str(page.relative_to(ROOT).with_suffix("")))
+            (folder / f"{name}.py").write_text(code)
 
 
 if __name__ == "__main__":
