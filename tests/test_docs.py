@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The build of the site runs the notebooks.
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/*.md")]),
     *sorted(set((ROOT / "docs").rglob("*.md")) - set((ROOT / "docs").glob("_*/**/*"))),
 ]
 
