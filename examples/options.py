@@ -100,6 +100,18 @@ def learning_rate(text: str) -> tuple[str, float]:
     return name, rate
 
 
+def add_keep_prob(parser: argparse.ArgumentParser) -> None:
+    text = "for LRD, default: 0.5"
+    parser.add_argument("--keep-prob", type=float, metavar="P", default=0.5, help=text)
+
+
+def add_output(
+    parser: argparse.ArgumentParser, folder: Path, option: str = "--output"
+) -> None:
+    text = f"folder, default: {folder}"
+    parser.add_argument(option, type=Path, metavar="FOLDER", default=folder, help=text)
+
+
 def digits() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Learning Rate Dropout (LRD) on 1,797 handwritten digits."
@@ -110,25 +122,13 @@ def digits() -> argparse.Namespace:
     add("--optimizers", choices=names, default=names, help=choices, **SEVERAL)
     rates = f"OPTIMIZER=RATE, default: {rates}"
     add("--learning-rates", type=learning_rate, default=[], help=rates, **SEVERAL)
-    add(
-        "--keep-prob",
-        type=float,
-        metavar="P",
-        default=0.5,
-        help="for LRD, default: 0.5",
-    )
+    add_keep_prob(parser)
     add("--seeds", type=int, metavar="N", help="default: 16, with --quick 4")
     add("--epochs", type=int, metavar="N", help="default: 30, with --quick 6")
     lower = "leave out the arm 'dense, half the rate' (keep_prob x the rate)"
     add("--no-lower-rate", action="store_true", help=lower)
     add("--quick", action="store_true", help="few seeds and epochs, for a first look")
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=folder,
-        help=f"folder, default: {folder}",
-    )
+    add_output(parser, folder)
     args = parser.parse_args()
     check_seeds_and_epochs(parser, args)
     check_keep_prob(parser, args.keep_prob)
@@ -154,13 +154,7 @@ def range_test() -> argparse.Namespace:
     )
     add, names, folder = parser.add_argument, list(RATES), Path("results/range_test")
     add("--optimizer", choices=names, default="sgdm", help="default: sgdm")
-    add(
-        "--keep-prob",
-        type=float,
-        metavar="P",
-        default=0.5,
-        help="for LRD, default: 0.5",
-    )
+    add_keep_prob(parser)
     add("--seeds", type=int, metavar="N", help="default: 16, with --quick 4")
     add("--epochs", type=int, metavar="N", help="default: 30, with --quick 6")
     add(
@@ -171,13 +165,7 @@ def range_test() -> argparse.Namespace:
         help="in the range test, default: 100",
     )
     add("--quick", action="store_true", help="few seeds and epochs, for a first look")
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=folder,
-        help=f"folder, default: {folder}",
-    )
+    add_output(parser, folder)
     args = parser.parse_args()
     check_seeds_and_epochs(parser, args)
     check_keep_prob(parser, args.keep_prob)
@@ -198,22 +186,10 @@ def grow() -> argparse.Namespace:
     add("--data", default="digits", help=data)
     choices = f"any of {', '.join(names)}; default: all"
     add("--optimizers", choices=names, default=names, help=choices, **SEVERAL)
-    add(
-        "--keep-prob",
-        type=float,
-        metavar="P",
-        default=0.5,
-        help="for LRD, default: 0.5",
-    )
+    add_keep_prob(parser)
     add("--seeds", type=int, metavar="N", help="default: 16, with --quick 4")
     add("--quick", action="store_true", help="few seeds and steps, for a first look")
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=folder,
-        help=f"folder, default: {folder}",
-    )
+    add_output(parser, folder)
     args = parser.parse_args()
     args.optimizers = list(dict.fromkeys(args.optimizers))
     if args.seeds is None:
@@ -233,20 +209,8 @@ def saddle() -> argparse.Namespace:
     add, folder = parser.add_argument, Path("results/saddle")
     add("--runs", type=int, metavar="N", help="per arm, default: 1000, with --quick 50")
     add("--steps", type=int, metavar="N", default=2000, help="per run, default: 2000")
-    add(
-        "--keep-prob",
-        type=float,
-        metavar="P",
-        default=0.5,
-        help="for LRD, default: 0.5",
-    )
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=folder,
-        help=f"folder, default: {folder}",
-    )
+    add_keep_prob(parser)
+    add_output(parser, folder)
     add("--quick", action="store_true", help="few runs, for a first look")
     args = parser.parse_args()
     if args.runs is None:
@@ -266,13 +230,7 @@ def mask_gallery() -> argparse.Namespace:
     )
     add, folder = parser.add_argument, Path("results/masks")
     add("--key", type=int, metavar="N", default=0, help="default: 0")
-    add(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=folder,
-        help=f"folder, default: {folder}",
-    )
+    add_output(parser, folder)
     args = parser.parse_args()
     if not -(2**63) <= args.key < 2**64:
         parser.error(f"--key must fit in 64 bits, got {args.key}")
@@ -284,14 +242,7 @@ def schedule_gallery() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Draws the pictures of docs/schedules.md and docs/plotting.md."
     )
-    folder = Path("results/schedules")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        default=folder,
-        help=f"default: {folder}",
-    )
+    add_output(parser, Path("results/schedules"))
     args = parser.parse_args()
     make_folder(parser, args.output)
     return args
@@ -311,13 +262,7 @@ def resume() -> argparse.Namespace:
         "was killed."
     )
     add, folder = parser.add_argument, Path("results/resume")
-    add(
-        "--directory",
-        type=Path,
-        metavar="FOLDER",
-        default=folder,
-        help=f"default: {folder}",
-    )
+    add_output(parser, folder, "--directory")
     add(
         "--steps",
         type=int,
