@@ -69,6 +69,7 @@ def suggest_learning_rate(
       ValueError: if `method` is none of these, or the curve gives no answer. The
         message says why: too few points are valid, or the loss never falls by more than
         its noise, still falls at the last rate, or falls fastest at one end.
+      TypeError: if `result` is not what :func:`lr_range_test` returns, or is traced.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
@@ -103,6 +104,7 @@ def suggest_cycle(result: RangeTestResult) -> tuple[float, float]:
 
     Raises:
       ValueError: if the curve gives no answer. The message says why.
+      TypeError: if `result` is not what :func:`lr_range_test` returns, or is traced.
 
     Examples:
       >>> import jax, jax.numpy as jnp, lrd_optax, optax
