@@ -63,6 +63,7 @@ html_theme_options = {
 def read_source(app: Sphinx, page: str, source: list[str]) -> None:
     """Puts README.md on the first page, and lets links to files lead to GitHub."""
     if page == "index":
+        app.env.note_dependency(ROOT / "README.md", docname=page)
         readme = re.sub(r"\]\((?!http|#)", "](../", (ROOT / "README.md").read_text())
         readme = readme.replace("](../CHANGELOG.md", "](changelog.md")
         source[0] = readme.replace("](../docs/", "](") + source[0]
