@@ -250,7 +250,7 @@ def schedule_gallery() -> argparse.Namespace:
 
 def last_checkpoint(folder: Path) -> str:
     # Orbax gives a checkpoint this name when it is complete.
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
         return "nothing saved"
     return f"the same command goes on from step {max(steps)}"
@@ -280,46 +280,61 @@ def resume() -> argparse.Namespace:
     return args
 
 
-def multi_process() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Learning Rate Dropout (LRD) in several processes, which all draw "
-        "the same masks."
-    )
+def add_processes(parser: argparse.ArgumentParser, alone: str) -> None:
+    """Adds what `jax.distributed.initialize` needs; `alone` says what is done without."""
     add = parser.add_argument
-    add(
-        "--num-processes",
-        type=int,
-        metavar="N",
-        default=2,
-        help="number of processes, default: 2",
-    )
-    add(
-        "--process-id",
-        type=int,
-        metavar="I",
-        help="of this process, from 0; default: start all",
-    )
-    add(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="address of process 0, with --process-id",
-    )
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help=".npz file for the parameters and the masks",
-    )
-    args = parser.parse_args()
+    text = "address of process 0, with --process-id"
+    add("--coordinator", metavar="HOST:PORT", help=text)
+    text = "number of processes, default: 2"
+    add("--num-processes", type=int, metavar="N", default=2, help=text)
+    text = f"of this process, from 0; default: {alone}"
+    add("--process-id", type=int, metavar="I", help=text)
+
+
+def check_processes(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     number, process_id = args.num_processes, args.process_id
     if (process_id is None) != (args.coordinator is None):
         parser.error("--process-id and --coordinator go together")
     if process_id is not None and not re.fullmatch(r".+:\d+", args.coordinator):
         parser.error(f"--coordinator must be HOST:PORT, got {args.coordinator}")
-    if process_id is None and number not in (1, 2, 4):
-        parser.error(f"--num-processes must be 1, 2 or 4 on one machine, got {number}")
     if process_id is not None and not 0 <= process_id < number:
         parser.error(f"--process-id must be from 0 to {number - 1}, got {process_id}")
+
+
+def add_run(parser: argparse.ArgumentParser, folder: Path, every: str) -> None:
+    """Adds the options of a run that runs.py keeps in a folder."""
+    add_output(parser, folder)
+    text = f"checkpoint, in steps, default: {every}"
+    parser.add_argument("--save-every", type=int, metavar="N", help=text)
+    add_processes(parser, "one process alone")
+    text = "let JAX find the other processes, as on TPU pods and under Slurm"
+    parser.add_argument("--distributed", action="store_true", help=text)
+
+
+def check_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Checks the options of add_run, makes the folder, and says what Ctrl-C leaves."""
+    if args.save_every is not None and args.save_every < 1:
+        parser.error(f"--save-every must be at least 1, got {args.save_every}")
+    check_processes(parser, args)
+    if args.distributed and args.coordinator:
+        parser.error("--distributed finds the --coordinator itself: give one of them")
+    make_folder(parser, args.output)
+    end_on_ctrl_c(outcome=lambda: last_checkpoint(args.output / "checkpoints"))
+
+
+def multi_process() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Learning Rate Dropout (LRD) in several processes, which all draw "
+        "the same masks."
+    )
+    add_processes(parser, "start all")
+    text = ".npz file for the parameters and the masks"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
+    args = parser.parse_args()
+    check_processes(parser, args)
+    number, process_id = args.num_processes, args.process_id
+    if process_id is None and number not in (1, 2, 4):
+        parser.error(f"--num-processes must be 1, 2 or 4 on one machine, got {number}")
     if args.out:
         if not args.out.parent.is_dir():
             parser.error(f"--out must be in a folder that exists, got {args.out}")

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ def progress_bar() -> progress.Progress:
         progress.TextColumn("left:"),
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
+        # Else lines for a file would go to the terminal, above the bar.
+        redirect_stdout=sys.stdout.isatty(),
+        speed_estimate_period=600,  # seconds: a step can take some
     )
 
 

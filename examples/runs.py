@@ -1,0 +1,209 @@
+"""A training run in a folder, which can be killed at any moment and goes on bit for bit.
+
+The folder holds `config.json`, with what was asked for; `records.jsonl`, with one line
+of JSON per report; and `checkpoints`. The same command goes on where the run ended.
+"""
+
+import json
+import signal
+import statistics
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import options
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from report import progress_bar
+
+State = Any  # a tree of arrays: all that decides the next step, but for its number
+Record = dict[str, Any]  # the numbers of one report
+
+
+class Plan(NamedTuple):
+    folder: Path
+    config: dict[str, Any]  # all that decides the result, as JSON
+    steps: int
+    report_every: int  # steps
+    save_every: int  # steps
+
+
+def start_processes(args: Namespace) -> None:
+    """Joins the other processes of this run. Call it before anything makes an array."""
+    if args.distributed:
+        jax.distributed.initialize()
+    elif args.coordinator:
+        jax.distributed.initialize(
+            args.coordinator, args.num_processes, args.process_id
+        )
+
+
+def is_first_process() -> bool:
+    """Returns whether this process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def train(
+    plan: Plan,
+    state: State,
+    train_step: Callable[[State, int], State],
+    report: Callable[[State, int], tuple[State, Record]],
+    draw: Callable[[list[Record]], None] = lambda records: None,
+) -> tuple[State, list[Record]]:
+    """Trains from the newest checkpoint in the folder, or from `state`, to the end.
+
+    `train_step(state, step)` returns the state after step number `step`; the first is 1.
+    `report(state, step)` returns the state, in which it may set sums to 0, and what is
+    to be recorded. To these numbers are added "step", "seconds" (the time of all steps,
+    without reports, checkpoints and compiling) and "ms_per_step" (the median since the
+    last report). `draw` gets the records when the run ends or is stopped.
+
+    The arrays of `state` are deleted if there is a checkpoint, so that a model needs the
+    memory of one.
+    """
+    claim_folder(plan)
+    keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    folder = (plan.folder / "checkpoints").absolute()
+    with ocp.CheckpointManager(folder, options=keep) as manager:
+        state, start, seconds = restore(manager, state)
+        records = read_records(plan.folder, start)
+        end_now = signal.getsignal(signal.SIGINT)
+        stop = stop_on_signals()
+        times: list[float] = []
+        with progress_bar() as bar:
+            text = "compiling" if start < plan.steps else "trained"
+            task = bar.add_task(text, total=plan.steps, completed=start)
+            for step in range(start + 1, plan.steps + 1):
+                began = time.perf_counter()
+                # Without waiting, the steps would be far behind the bar and the clock.
+                state = jax.block_until_ready(train_step(state, step))
+                if step > start + 1:  # the first one has compiled
+                    times.append(time.perf_counter() - began)
+                    seconds += times[-1]
+                bar.update(task, description="training", advance=1)
+                if step % plan.report_every == 0 or step == plan.steps:
+                    state, numbers = report(state, step)
+                    clock = {"step": step, "seconds": round(seconds, 3)}
+                    if times:
+                        clock["ms_per_step"] = round(1e3 * statistics.median(times), 3)
+                    records.append(clock | numbers)
+                    write_record(plan, records[-1])
+                    times = []
+                if step % plan.save_every == 0 or step == plan.steps or stop.is_set():
+                    save(manager, step, state, seconds)
+                if stop.is_set():
+                    break
+        manager.wait_until_finished()
+        if is_first_process() and records:
+            draw(records)
+    signal.signal(signal.SIGINT, end_now)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if stop.is_set():
+        signal.raise_signal(signal.SIGINT)
+    return state, records
+
+
+def claim_folder(plan: Plan) -> None:
+    """Writes the configuration into the folder, which may hold no other run."""
+    path, config = plan.folder / "config.json", json.loads(json.dumps(plan.config))
+    if path.exists():
+        old = json.loads(path.read_text())
+        for name in sorted(old.keys() | config.keys()):
+            if old.get(name) != config.get(name):
+                sys.exit(
+                    f"{plan.folder} holds a run with {name} {old.get(name)}, got "
+                    f"{config.get(name)}: choose another --output, or the same options"
+                )
+    elif is_first_process():
+        replace(path, json.dumps(config, indent=1) + "\n")
+    if jax.process_count() > 1:  # none may write before all have looked
+        multihost_utils.sync_global_devices("config")
+
+
+def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, int, float]:
+    """Returns the state of the newest checkpoint, its step, and the seconds so far."""
+    step = manager.latest_step()
+    if step is None:
+        return state, 0, 0.0
+    # These have the shapes, dtypes and shardings to restore to.
+    wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    items = {
+        "state": ocp.args.StandardRestore(wanted),
+        "clock": ocp.args.JsonRestore(),
+    }
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    if is_first_process():
+        print("resumed at step", step, flush=True)
+    return restored["state"], step, restored["clock"]["seconds"]
+
+
+def save(
+    manager: ocp.CheckpointManager, step: int, state: State, seconds: float
+) -> None:
+    # Orbax copies the arrays before it returns, so that the next step may reuse them.
+    items = {
+        "state": ocp.args.StandardSave(state),
+        "clock": ocp.args.JsonSave({"seconds": seconds}),
+    }
+    manager.save(step, args=ocp.args.Composite(**items))
+
+
+def read_records(folder: Path, step: int | None = None) -> list[Record]:
+    """Returns the records of a run; drops those after `step` from the file, if given."""
+    path, records = folder / "records.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # the line that a kill has cut off
+            break
+    if step is not None:
+        records = [record for record in records if record["step"] <= step]
+        if is_first_process():
+            replace(path, "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def write_record(plan: Plan, record: Record) -> None:
+    if not is_first_process():
+        return
+    with (plan.folder / "records.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    shown = {k: v for k, v in record.items() if k != "step" and not isinstance(v, str)}
+    numbers = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()
+    )
+    print(f"step {record['step']}: {numbers}", flush=True)
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a whole file or nothing, also if the process is killed meanwhile."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def stop_on_signals() -> threading.Event:
+    """Makes Ctrl-C, and the SIGTERM of job schedulers, set the event that is returned.
+
+    So a run ends after a step, with a checkpoint. The second signal ends it at once.
+    Several processes would not stop after the same step: the first one ends them, and
+    they go on from their last checkpoint.
+    """
+    stop, end_now = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def on_signal(*_: Any) -> None:
+        if stop.is_set() or jax.process_count() > 1:
+            signal.signal(signal.SIGINT, end_now)
+            signal.raise_signal(signal.SIGINT)
+        stop.set()
+
+    options.on_ctrl_c(on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
