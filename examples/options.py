@@ -281,7 +281,7 @@ def resume() -> argparse.Namespace:
 
 
 def add_processes(parser: argparse.ArgumentParser, alone: str) -> None:
-    """Adds what `jax.distributed.initialize` needs; `alone` says what is done without."""
+    """Adds the arguments of `jax.distributed.initialize`; without them, `alone`."""
     add = parser.add_argument
     text = "address of process 0, with --process-id"
     add("--coordinator", metavar="HOST:PORT", help=text)

@@ -1,9 +1,10 @@
-"""A training run in a folder, which can be killed at any moment and goes on bit for bit.
+"""A training run in a folder. If it is killed, it goes on bit for bit.
 
 The folder holds `config.json`, with what was asked for; `records.jsonl`, with one line
 of JSON per report; and `checkpoints`. The same command goes on where the run ended.
 """
 
+import contextlib
 import json
 import signal
 import statistics
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,59 +58,59 @@ def train(
 ) -> tuple[State, list[Record]]:
     """Trains from the newest checkpoint in the folder, or from `state`, to the end.
 
-    `train_step(state, step)` returns the state after step number `step`; the first is 1.
+    `train_step(state, step)` returns the state after step number `step`, from 1 on.
     `report(state, step)` returns the state, in which it may set sums to 0, and what is
     to be recorded. To these numbers are added "step", "seconds" (the time of all steps,
     without reports, checkpoints and compiling) and "ms_per_step" (the median since the
     last report). `draw` gets the records when the run ends or is stopped.
 
-    The arrays of `state` are deleted if there is a checkpoint, so that a model needs the
-    memory of one.
+    If there is a checkpoint, the arrays of `state` are deleted before it is read, so
+    that there are never two models in memory.
     """
     claim_folder(plan)
     keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     folder = (plan.folder / "checkpoints").absolute()
-    with ocp.CheckpointManager(folder, options=keep) as manager:
+    with (
+        stop_on_signals() as stop,
+        ocp.CheckpointManager(folder, options=keep) as manager,
+        progress_bar() as bar,
+    ):
         state, start, seconds = restore(manager, state)
-        records = read_records(plan.folder, start)
-        end_now = signal.getsignal(signal.SIGINT)
-        stop = stop_on_signals()
-        times: list[float] = []
-        with progress_bar() as bar:
-            text = "compiling" if start < plan.steps else "trained"
-            task = bar.add_task(text, total=plan.steps, completed=start)
-            for step in range(start + 1, plan.steps + 1):
-                began = time.perf_counter()
-                # Without waiting, the steps would be far behind the bar and the clock.
-                state = jax.block_until_ready(train_step(state, step))
-                if step > start + 1:  # the first one has compiled
-                    times.append(time.perf_counter() - began)
-                    seconds += times[-1]
-                bar.update(task, description="training", advance=1)
-                if step % plan.report_every == 0 or step == plan.steps:
-                    state, numbers = report(state, step)
-                    clock = {"step": step, "seconds": round(seconds, 3)}
-                    if times:
-                        clock["ms_per_step"] = round(1e3 * statistics.median(times), 3)
-                    records.append(clock | numbers)
-                    write_record(plan, records[-1])
-                    times = []
-                if step % plan.save_every == 0 or step == plan.steps or stop.is_set():
-                    save(manager, step, state, seconds)
-                if stop.is_set():
-                    break
-        manager.wait_until_finished()
+        records, times = read_records(plan.folder, start), []
+        text = "compiling" if start < plan.steps else "trained"
+        task = bar.add_task(text, total=plan.steps, completed=start)
+        for step in range(start + 1, plan.steps + 1):
+            began = time.perf_counter()
+            # Without waiting, the steps would be far behind the bar and the clock.
+            state = jax.block_until_ready(train_step(state, step))
+            if step > start + 1:  # the first one has compiled
+                times.append(time.perf_counter() - began)
+                seconds += times[-1]
+            bar.update(task, description="training", advance=1)
+            if step % plan.report_every == 0 or step == plan.steps:
+                state, numbers = report(state, step)
+                records.append(clock(step, seconds, times) | numbers)
+                write_record(plan, records[-1])
+                times = []
+            if step % plan.save_every == 0 or step == plan.steps or stop.is_set():
+                save(manager, step, state, seconds)
+            if stop.is_set():
+                break
         if is_first_process() and records:
             draw(records)
-    signal.signal(signal.SIGINT, end_now)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if stop.is_set():
-        signal.raise_signal(signal.SIGINT)
     return state, records
+
+
+def clock(step: int, seconds: float, times: list[float]) -> Record:
+    record: Record = {"step": step, "seconds": round(seconds, 3)}
+    if times:
+        record["ms_per_step"] = round(1e3 * statistics.median(times), 3)
+    return record
 
 
 def claim_folder(plan: Plan) -> None:
     """Writes the configuration into the folder, which may hold no other run."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
     path, config = plan.folder / "config.json", json.loads(json.dumps(plan.config))
     if path.exists():
         old = json.loads(path.read_text())
@@ -156,7 +157,7 @@ def save(
 
 
 def read_records(folder: Path, step: int | None = None) -> list[Record]:
-    """Returns the records of a run; drops those after `step` from the file, if given."""
+    """Returns the records of a run. Those after `step` are dropped from the file."""
     path, records = folder / "records.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -189,8 +190,9 @@ def replace(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def stop_on_signals() -> threading.Event:
-    """Makes Ctrl-C, and the SIGTERM of job schedulers, set the event that is returned.
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Makes Ctrl-C, and the SIGTERM of job schedulers, set the event that it gives.
 
     So a run ends after a step, with a checkpoint. The second signal ends it at once.
     Several processes would not stop after the same step: the first one ends them, and
@@ -205,5 +207,11 @@ def stop_on_signals() -> threading.Event:
         stop.set()
 
     options.on_ctrl_c(on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    return stop
+    old = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, end_now)
+        signal.signal(signal.SIGTERM, old)
+    if stop.is_set():
+        signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,142 @@
+"""A run in a folder: what is restored, recorded, refused, and saved when it stops."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+try:
+    import runs
+finally:
+    del sys.path[0]
+
+
+def make_state():
+    return {"x": jnp.arange(3.0), "sum": jnp.zeros(())}
+
+
+@jax.jit
+def move(state, step):
+    x = jnp.sin(state["x"] + step)
+    return {"x": x, "sum": state["sum"] + x.sum()}
+
+
+def report(state, step):
+    return state | {"sum": jnp.zeros(())}, {"loss": float(state["sum"]), "text": "hi"}
+
+
+def train(folder, *, train_step=move, draw=lambda records: None, **config):
+    plan = runs.Plan(folder, config, steps=10, report_every=4, save_every=3)
+    return runs.train(plan, make_state(), train_step, report, draw)
+
+
+def fails_at(number):
+    """Returns a step that raises an error in the place of step `number`."""
+
+    def train_step(state, step):
+        if step == number:
+            raise RuntimeError("killed")
+        return move(state, step)
+
+    return train_step
+
+
+def numbers_of(records):
+    return [(record["step"], record["loss"]) for record in records]
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5, 6, 9, 10])
+def test_a_killed_run_ends_as_one_left_alone(tmp_path, killed_at):
+    whole, records = train(tmp_path / "whole")
+    assert numbers_of(records)[-1][0] == 10
+    folder = tmp_path / "killed"
+    with pytest.raises(RuntimeError, match="killed"):
+        train(folder, train_step=fails_at(killed_at))
+    state, resumed = train(folder)
+    assert jax.tree.all(jax.tree.map(np.array_equal, state, whole))
+    assert numbers_of(resumed) == numbers_of(records)
+    assert runs.read_records(folder) == resumed
+
+
+def test_it_goes_on_from_the_newest_checkpoint(tmp_path, capsys):
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path, train_step=fails_at(9))
+    capsys.readouterr()
+    steps = []
+    train(tmp_path, train_step=lambda state, step: steps.append(step) or state)
+    assert steps == [7, 8, 9, 10]
+    assert capsys.readouterr().out.startswith("resumed at step 6\nstep 8: seconds ")
+
+
+def test_a_finished_run_trains_no_more(tmp_path):
+    state, records = train(tmp_path)
+    again, same = train(tmp_path, train_step=fails_at(11))
+    assert jax.tree.all(jax.tree.map(np.array_equal, state, again))
+    assert same == records
+
+
+def test_the_seconds_go_on(tmp_path):
+    _, records = train(tmp_path)
+    for name in ("seconds", "ms_per_step"):
+        assert all(record[name] >= 0 for record in records)
+    part, path = records[0], tmp_path / "records.jsonl"
+    assert [json.loads(line) for line in path.read_text().splitlines()] == records
+    assert part["text"] == "hi"
+    seconds = [record["seconds"] for record in records]
+    assert seconds == sorted(seconds)
+
+
+def test_what_a_kill_cut_off_or_no_checkpoint_has_is_dropped(tmp_path):
+    lines = [json.dumps({"step": step}) + "\n" for step in (4, 8, 12)]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(lines) + '{"step": 1')
+    assert runs.read_records(tmp_path) == [{"step": 4}, {"step": 8}, {"step": 12}]
+    assert runs.read_records(tmp_path, 8) == [{"step": 4}, {"step": 8}]
+    assert path.read_text() == "".join(lines[:2])
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    train(tmp_path, seed=0, rates=[0.1])
+    train(tmp_path, rates=[0.1], seed=0)
+    with pytest.raises(SystemExit, match=r"holds a run with seed 0, got 1: choose ano"):
+        train(tmp_path, seed=1, rates=[0.1])
+    with pytest.raises(SystemExit, match=r"with rates \[0\.1\], got None: choose"):
+        train(tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_of_the_step(tmp_path, number):
+    whole, records = train(tmp_path / "whole")
+    drawn = []
+
+    def interrupted(state, step):
+        if step == 5:
+            signal.raise_signal(number)
+        return move(state, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", train_step=interrupted, draw=drawn.append)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert (tmp_path / "run" / "checkpoints" / "5").is_dir()
+    assert numbers_of(drawn[0]) == numbers_of(records)[:1]
+    state, resumed = train(tmp_path / "run")
+    assert jax.tree.all(jax.tree.map(np.array_equal, state, whole))
+    assert numbers_of(resumed) == numbers_of(records)
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    def impatient(state, step):
+        signal.raise_signal(signal.SIGINT)
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return move(state, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, train_step=impatient)
+    assert not list((tmp_path / "checkpoints").iterdir())
