@@ -323,9 +323,11 @@ def _products(a: jax.Array, b: jax.Array) -> list[jax.Array]:
 
 def _scores_like(leaf: jax.Array, axes: tuple[int, ...], value: Any) -> jax.Array:
     """Returns a score for each block of a leaf, on the devices of the leaf."""
-    zeros = jnp.zeros_like(leaf)
-    scores = _cosine(zeros, zeros, axes)
-    return scores + jnp.asarray(value, scores.dtype)
+    dtype = jnp.finfo(_wide(leaf)).dtype  # real, also for a complex leaf
+    # A sum, since it keeps the sharding of the leaf. XLA knows that it is 0: it would
+    # compute the cosine while it compiles.
+    zeros = jnp.zeros_like(leaf, dtype=dtype).sum(_others(leaf, axes))
+    return zeros + jnp.asarray(value, dtype)
 
 
 def _average(old: jax.Array, new: jax.Array, decay: Any) -> jax.Array:
