@@ -19,6 +19,7 @@ from typing import Any
 # The optimizers of digits.py and range_test.py, and the learning rates that did best
 # with their dense arms on a held-out quarter of the training set.
 RATES = {"sgdm": 0.2, "rmsprop": 0.005, "adam": 0.03, "amsgrad": 0.03, "radam": 0.08}
+CIFAR10_RATES = dict.fromkeys(RATES, 1e-3) | {"sgdm": 0.1}  # those of the paper
 SEVERAL: dict[str, Any] = {"nargs": "+", "metavar": "X"}
 QUICK = "\nA --quick run has too few seeds to decide: leave it out for more."
 SAVED: list[Path] = []  # the files that this run has written
@@ -248,6 +249,81 @@ def schedule_gallery() -> argparse.Namespace:
     return args
 
 
+def cifar10() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]",
+        description="Learning Rate Dropout (LRD) on CIFAR-10, as in the paper.",
+        # For --coordinator HOST:PORT in one line, so that all of it fits on a screen.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=27),
+    )
+    add, names = parser.add_argument, list(CIFAR10_RATES)
+    text = "file or folder with the images, default: data"
+    add("--data", type=Path, metavar="PATH", default=Path("data"), help=text)
+    choices = f"{', '.join(names)}; default: sgdm"
+    add("--optimizer", choices=names, default="sgdm", metavar="NAME", help=choices)
+    text = "default: 0.1 for sgdm, 0.001 for the others"
+    add("--learning-rate", type=float, metavar="RATE", help=text)
+    add_keep_prob(parser)
+    add("--unbiased", action="store_true", help="divide what is kept by --keep-prob")
+    add("--epochs", type=int, metavar="N", help="default: 200, with --quick 6")
+    add("--batch", type=int, metavar="N", default=128, help="images, default: 128")
+    text = "10, 18 or 34 layers; default: 34, with --quick 10"
+    add("--depth", type=int, choices=(10, 18, 34), metavar="N", help=text)
+    text = "channels of the first layer; 64, with --quick 16"
+    add("--width", type=int, metavar="N", help=text)
+    add("--bfloat16", action="store_true", help="compute in bfloat16")
+    add("--seed", type=int, metavar="N", default=0, help="default: 0")
+    add("--quick", action="store_true", help="a small network, a tenth of the images")
+    add_run(parser, Path("results/cifar10"), "one epoch")
+    args = parser.parse_args()
+    check_cifar10(parser, args)
+    check_run(parser, args)
+    return args
+
+
+def check_cifar10(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    small = {"epochs": 6, "depth": 10, "width": 16}
+    full = {"epochs": 200, "depth": 34, "width": 64}
+    for name, value in (small if args.quick else full).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.learning_rate is None:
+        args.learning_rate = CIFAR10_RATES[args.optimizer]
+    check_keep_prob(parser, args.keep_prob)
+    if not 0 < args.learning_rate < math.inf:
+        rule = "--learning-rate must be a finite number above 0"
+        parser.error(f"{rule}, got {args.learning_rate:g}")
+    for name in ("epochs", "batch", "width"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed must be from 0 to {2**32 - 1}, got {args.seed}")
+    import images  # it imports NumPy and Pillow: quick, but not for every example
+
+    try:
+        images.find(args.data)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def curves() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Draws the learning curves of runs of cifar10.py, with a table."
+    )
+    text = "output folder of a run"
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=text)
+    add_output(parser, Path("results/curves"))
+    args = parser.parse_args()
+    args.folders = list(dict.fromkeys(args.folders))
+    for folder in args.folders:
+        for name in ("config.json", "records.jsonl"):
+            if not (folder / name).is_file():
+                rule = "FOLDER must be the output folder of a run"
+                parser.error(f"{rule}, got {folder}, which has no {name}")
+    make_folder(parser, args.output)
+    return args
+
+
 def last_checkpoint(folder: Path) -> str:
     # Orbax gives a checkpoint this name when it is complete.
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
@@ -307,7 +383,7 @@ def add_run(parser: argparse.ArgumentParser, folder: Path, every: str) -> None:
     text = f"checkpoint, in steps, default: {every}"
     parser.add_argument("--save-every", type=int, metavar="N", help=text)
     add_processes(parser, "one process alone")
-    text = "let JAX find the other processes, as on TPU pods and under Slurm"
+    text = "let JAX find the processes, as on TPUs and Slurm"
     parser.add_argument("--distributed", action="store_true", help=text)
 
 

@@ -58,6 +58,23 @@ WRONG = [
     ("resume", "--steps 0", "--steps and --save-every must be at least 1, got 0 and"),
     ("resume", "--save-every 0", "must be at least 1, got 1000 and 0"),
     ("resume", "--directory jax.py", f"--directory {NO_FOLDER}"),
+    ("cifar10", "--keep-prob 0", "--keep-prob must be above 0 and at most 1, got 0"),
+    ("cifar10", "--learning-rate 0", "must be a finite number above 0, got 0"),
+    ("cifar10", "--learning-rate inf", "must be a finite number above 0, got inf"),
+    ("cifar10", "--epochs 0", "--epochs must be at least 1, got 0"),
+    ("cifar10", "--batch 0", "--batch must be at least 1, got 0"),
+    ("cifar10", "--width 0", "--width must be at least 1, got 0"),
+    ("cifar10", "--depth 50", "argument --depth: invalid choice: 50"),
+    ("cifar10", "--optimizer sgd", "argument --optimizer: invalid choice: 'sgd'"),
+    ("cifar10", "--seed -1", "--seed must be from 0 to 4294967295, got -1"),
+    ("cifar10", f"--seed {2**32}", "--seed must be from 0 to 4294967295, got 4294"),
+    ("cifar10", "--data no", "no does not exist (looked for cifar-10-python.tar.gz,"),
+    ("cifar10", "--save-every 0", "--save-every must be at least 1, got 0"),
+    ("cifar10", "--process-id 0", "--process-id and --coordinator go together"),
+    ("cifar10", "--output jax.py", f"--output {NO_FOLDER}"),
+    ("curves", ".", "FOLDER must be the output folder of a run, got ., which has no c"),
+    ("curves", "--output x", "the following arguments are required: FOLDER"),
+    ("curves", "data --output jax.py", f"--output {NO_FOLDER}"),
     ("multi_process", "--num-processes 3", "must be 1, 2 or 4 on one machine, got 3"),
     ("multi_process", "--process-id 0", "--process-id and --coordinator go together"),
     ("multi_process", "--coordinator h:1", "--process-id and --coordinator go togeth"),
@@ -66,6 +83,7 @@ WRONG = [
     ("multi_process", "--out no/x", "--out must be in a folder that exists, got no/x"),
 ]
 NAMES = tuple(dict.fromkeys(name for name, _, _ in WRONG))
+NEEDED = {"curves": ["data"]}  # what has no default
 
 
 @pytest.fixture
@@ -74,6 +92,10 @@ def start(tmp_path):
 
     def start(name, *words, jax):
         (tmp_path / "jax.py").write_text(jax)
+        # It looks like images of cifar10.py, and like the output folder of a run.
+        (tmp_path / "data" / "train").mkdir(parents=True, exist_ok=True)
+        for file in "config.json", "records.jsonl":
+            (tmp_path / "data" / file).touch()
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "80"}
         command = [sys.executable, EXAMPLES / f"{name}.py", *words]
         return subprocess.run(
@@ -104,7 +126,8 @@ def test_help_needs_no_jax_and_fits_on_a_screen(start, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ctrl_c_during_the_imports_ends_with_one_line(start, name):
-    result = start(name, jax="import signal; signal.raise_signal(signal.SIGINT)")
+    interrupt = "import signal; signal.raise_signal(signal.SIGINT)"
+    result = start(name, *NEEDED.get(name, []), jax=interrupt)
     assert result.returncode == 130
     assert result.stderr == "stopped: nothing saved\n"
 
@@ -199,6 +222,20 @@ ACCEPTED = [
     ("saddle", "--runs 10", {"runs": 10}),
     ("mask_gallery", f"--key {2**64 - 1}", {"key": 2**64 - 1}),
     ("mask_gallery", f"--key {-(2**63)}", {"key": -(2**63)}),
+    (
+        "cifar10",
+        "--data .",
+        {"optimizer": "sgdm", "learning_rate": 0.1, "keep_prob": 0.5, "epochs": 200}
+        | {"batch": 128, "depth": 34, "width": 64, "seed": 0, "save_every": None},
+    ),
+    ("cifar10", "--data . --quick", {"epochs": 6, "depth": 10, "width": 16}),
+    (
+        "cifar10",
+        "--data . --quick --epochs 1 --depth 18 --width 1 --batch 1 --seed 4294967295",
+        {"epochs": 1, "depth": 18, "width": 1, "batch": 1, "seed": 2**32 - 1},
+    ),
+    ("cifar10", "--data . --optimizer radam", {"learning_rate": 0.001}),
+    ("cifar10", "--data . --learning-rate 0.3", {"learning_rate": 0.3}),
     ("multi_process", "", {"num_processes": 2, "process_id": None}),
 ]
 
@@ -206,6 +243,8 @@ ACCEPTED = [
 @pytest.mark.parametrize(("name", "words", "expected"), ACCEPTED)
 def test_options_decide_the_work(monkeypatch, tmp_path, name, words, expected):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    Path("train").mkdir()  # it looks like images of cifar10.py
     monkeypatch.setattr(sys, "argv", [name, *words.split()])
     assert vars(getattr(options, name)()).items() >= expected.items()
 
