@@ -66,7 +66,7 @@ def make_table(configs: dict[str, Any], runs: dict[str, list[Record]]) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("optimizer", no_wrap=True)
-    headers = "keep_prob", "rate", "epoch", "train\nloss", "test accuracy,\n%"
+    headers = "keep_prob", "rate", "epoch", "train\nloss", "test\naccuracy"
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for name, records in runs.items():
@@ -78,7 +78,7 @@ def make_table(configs: dict[str, Any], runs: dict[str, list[Record]]) -> Table:
             f"{config['learning_rate']:g}",
             f"{last['epoch']} of {config['epochs']}",
             f"{last['train_loss']:.3g}",
-            f"{last['test_accuracy']:.2f}",
+            f"{last['test_accuracy']:.2f} %",
         )
     return table
 

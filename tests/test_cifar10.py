@@ -103,6 +103,7 @@ def test_other_depths_and_widths():
         assert jax.tree.leaves(params["head"])[-1].shape == (32, 100)
 
 
+@pytest.mark.slow
 def test_weights_begin_as_in_torchvision():
     params = nnx.state(resnet.ResNet(10, 32, rngs=nnx.Rngs(0)), nnx.Param)
     for leaf in jax.tree.leaves(params):
@@ -155,14 +156,19 @@ def reference_logits(model, x, training):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_network_is_that_of_the_equations(training):
-    model = resnet.ResNet(10, 4, CLASSES, rngs=nnx.Rngs(0))
+    graph, shapes = nnx.split(
+        nnx.eval_shape(lambda: resnet.ResNet(10, 4, CLASSES, rngs=nnx.Rngs(0)))
+    )
     random = np.random.default_rng(0)
-    for leaf_type in (nnx.Param, nnx.BatchStat):  # no scale of 1 that hides a mistake
-        changed = jax.tree.map(
-            lambda leaf: leaf * random.uniform(0.5, 2, leaf.shape).astype("f"),
-            nnx.state(model, leaf_type),
-        )
-        nnx.update(model, changed)
+
+    def draw(leaf):
+        """No scale of 1 and no bias of 0, which would hide a mistake."""
+        values = random.uniform(0.5, 2, leaf.shape)
+        if leaf.ndim > 1:
+            values *= random.normal(0, (9 * leaf.shape[-1]) ** -0.5, leaf.shape)
+        return jnp.asarray(values, jnp.float32)
+
+    model = nnx.merge(graph, jax.tree.map(draw, shapes))
     x = random.normal(size=(6, SIZE, SIZE, 3)).astype("f")
     before = np.asarray(model.norm.mean[...]), np.asarray(model.norm.var[...])
     expected, seen = reference_logits(model, x, training)
@@ -176,7 +182,9 @@ def test_the_network_is_that_of_the_equations(training):
 
 
 def test_bfloat16_is_what_it_computes_in():
-    model = resnet.ResNet(10, 4, CLASSES, jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(
+        lambda: resnet.ResNet(10, 4, CLASSES, jnp.bfloat16, rngs=nnx.Rngs(0))
+    )
     graph, state = nnx.split(model)
     x = jnp.zeros((2, SIZE, SIZE, 3))
     program = jax.make_jaxpr(lambda state: nnx.merge(graph, state)(x))(state)
@@ -378,11 +386,13 @@ def all_close(a, b):
     return jax.tree.all(jax.tree.map(close, a, b))
 
 
+@pytest.mark.slow
 def test_equal_runs_have_equal_bits(data, on_one):
     assert equal(train_some(data, options_of()).states, on_one.states)
     assert not equal(on_one.states[0], on_one.states[1])
 
 
+@pytest.mark.slow
 def test_a_step_draws_crops_of_its_own(on_one):
     """The same images, parameters and all, but another number of the step."""
     losses = []
@@ -394,6 +404,7 @@ def test_a_step_draws_crops_of_its_own(on_one):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_the_last_batch_of_the_test_counts_once(on_one, data):
     """37 images in batches of 16: the network is asked about each one alone."""
     model = resnet.ResNet(10, 4, CLASSES, rngs=nnx.Rngs(0))
@@ -459,6 +470,7 @@ def test_eight_devices_train_as_one(data, on_one, monkeypatch):
 # The run, from its options to its files.
 
 
+@pytest.mark.slow
 def test_a_run_leaves_records_and_a_picture(data, tmp_path):
     args = options_of(tmp_path / "run")
     _, records = cifar10.train(args, data, mesh_of(1))
@@ -544,11 +556,19 @@ def finish(process):
     return [line for line in out.splitlines() if not line.startswith("[Gloo]")]
 
 
-def last_state(output):
+def last_state(output, data):
+    """The step and the state of the last checkpoint, on one device."""
+    mesh, channels = mesh_of(1), cifar10.channels_of(data.train_images)
+    programs = cifar10.make_programs(options_of(), channels, CLASSES, 4, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(programs.new_state),
+    )
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
     with ocp.CheckpointManager(output / "checkpoints") as manager:
         step = manager.latest_step()
-        args = ocp.args.Composite(state=ocp.args.StandardRestore())
-        return step, manager.restore(step, args=args)["state"]
+        return step, jax.device_get(manager.restore(step, args=args)["state"])
 
 
 def numbers_of(output):
@@ -563,7 +583,7 @@ def numbers_of(output):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(folder, tmp_path):
+def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(folder, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     epochs = ("--epochs", "15")  # 60 steps
     with running(command(folder, whole, *epochs)) as process:
@@ -577,14 +597,16 @@ def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(folder, tmp_path):
         lines = finish(process)
     begin = next(line for line in lines if line.startswith("resumed at step "))
     assert 0 < int(begin.split()[-1]) < 60
-    (last, state), (same, resumed) = last_state(whole), last_state(killed)
+    (last, state), (same, resumed) = (
+        last_state(output, data) for output in (whole, killed)
+    )
     assert last == same == 60
     assert equal(state, resumed)
     assert numbers_of(whole) == numbers_of(killed)
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(folder, tmp_path):
+def test_two_processes_train_as_one(folder, data, tmp_path):
     epochs = ("--epochs", "2")
     one, two = tmp_path / "one", tmp_path / "two"
     with running(command(folder, one, *epochs), JAX_NUM_CPU_DEVICES="2") as process:
@@ -600,7 +622,7 @@ def test_two_processes_train_as_one(folder, tmp_path):
         lines = finish(first)
         assert finish(second) == []  # the first one prints for both
     assert "on 2 x cpu" in lines[0]
-    (step, state), (same, other) = last_state(one), last_state(two)
+    (step, state), (same, other) = (last_state(output, data) for output in (one, two))
     assert step == same == 8
     assert equal(state["opt_state"][-1], other["opt_state"][-1])
     assert all_close(state["params"], other["params"])

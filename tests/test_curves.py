@@ -1,0 +1,106 @@
+"""The picture and the table of several runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+try:
+    import curves
+    import options
+finally:
+    del sys.path[0]
+
+CONFIG = {"optimizer": "rmsprop", "learning_rate": 0.001, "keep_prob": 0.5}
+CONFIG |= {"unbiased": True, "epochs": 200}
+
+
+def records_of(accuracies):
+    return [
+        {"epoch": number, "test_accuracy": accuracy, "train_loss": 3 * 0.9**number}
+        for number, accuracy in enumerate(accuracies, start=1)
+    ]
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch, capsys):
+    """Returns a function: runs, as names and records -> what is printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(options, "SAVED", [])
+
+    def compare(runs):
+        for name, records in runs.items():
+            Path(name).mkdir(parents=True)
+            Path(name, "config.json").write_text(json.dumps(CONFIG))
+            lines = [json.dumps(record | {"step": 1}) + "\n" for record in records]
+            Path(name, "records.jsonl").write_text("".join(lines))
+        monkeypatch.setattr(sys, "argv", ["curves", *runs, "--output", "out"])
+        curves.main()
+        return capsys.readouterr().out
+
+    return compare
+
+
+def test_the_table_shows_the_last_epoch_in_80_columns(compare):
+    names = ["results/lrd", "results/dense"]
+    text = compare(
+        {names[0]: records_of([95.0] * 199 + [12.345]), names[1]: records_of([50.0])}
+    )
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines() if line.startswith(" results/")]
+    more = ["rmsprop", "0.5,", "unbiased", "0.001"]
+    assert rows == [
+        [names[0], *more, "200", "of", "200", "2.12e-09", "12.35", "%"],
+        [names[1], *more, "1", "of", "200", "2.7", "50.00", "%"],
+    ]
+    assert [Path("out", "curves.png")] == options.SAVED
+
+
+def test_a_run_without_an_epoch_is_told(compare):
+    with pytest.raises(SystemExit, match=r"^empty has no finished epoch yet$"):
+        compare({"empty": []})
+
+
+def axes_of(monkeypatch, runs):
+    """The panels that `draw` saves."""
+    figures = []
+    monkeypatch.setattr(
+        curves, "save_picture", lambda figure, *_, **__: figures.append(figure)
+    )
+    curves.draw(runs, Path("unused"))
+    return figures[0].axes
+
+
+def test_the_curves_are_test_error_and_train_loss(monkeypatch):
+    records = records_of([40.0, 90.0, 95.5])
+    left, right = axes_of(monkeypatch, {"a": records, "b": records[:1]})
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [(1, 60), (2, 10), (3, 4.5)])
+    np.testing.assert_allclose(left.lines[1].get_xydata(), [(1, 60)])
+    losses = [record["train_loss"] for record in records]
+    np.testing.assert_allclose(right.lines[0].get_ydata(), losses)
+    # Wide ranges have a log scale, narrow ones and those that reach 0 have not.
+    assert left.get_ylabel() == "test error (%), log scale"
+    assert right.get_ylabel() == "train loss"
+    left, _ = axes_of(monkeypatch, {"a": records_of([40.0, 100.0])})
+    assert left.get_yscale() == "linear"
+
+
+def test_many_runs_have_lines_of_their_own(monkeypatch):
+    runs = {str(number): records_of([50.0]) for number in range(21)}
+    left, _ = axes_of(monkeypatch, runs)
+    assert len({(line.get_color(), line.get_linestyle()) for line in left.lines}) == 21
+
+
+def test_a_picture_is_drawn_for_a_run_that_diverged(tmp_path):
+    records = records_of([50.0, 10.0, 10.0])
+    for record in records[1:]:
+        record["train_loss"] = float("nan")
+    curves.draw({"a": records}, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (1350, 540)
