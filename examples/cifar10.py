@@ -13,7 +13,8 @@ is added to the gradient before the optimizer gets it. LRD comes behind the opti
 
 Nothing is downloaded: `--data` says where the images are (see images.py). All devices
 are used. Each takes a part of every batch, and BatchNorm has the mean and variance of
-the whole batch. On several hosts, start it once per host, as multi_process.py.
+the whole batch. On several hosts, start it once per host, as multi_process.py, with an
+`--output` on a disk that they share.
 
 A run that was stopped or killed goes on with the same command. On the same machine it
 ends like one that was left alone, bit for bit, since a step depends on nothing but the
@@ -350,7 +351,7 @@ def main() -> None:
         print(f"{size}{data.source}, on {mesh.size} x {jax.devices()[0].device_kind}")
     train(args, data, mesh)
     if runs.is_first_process():
-        print(f"saved {args.output}/curves.png and records.jsonl")
+        print(f"Wrote {args.output}/curves.png and records.jsonl")
 
 
 if __name__ == "__main__":

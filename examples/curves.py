@@ -95,7 +95,7 @@ def main() -> None:
     Console(highlight=False).print(make_table(configs, runs))
     path = args.output / "curves.png"
     options.save(path, lambda path: draw(runs, path))
-    print("saved", path)
+    print("Wrote", path)
 
 
 if __name__ == "__main__":
