@@ -215,3 +215,5 @@ def stop_on_signals() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, old)
     if stop.is_set():
         signal.raise_signal(signal.SIGINT)
+        # What a script runs in the background ignores that, but not SIGTERM.
+        sys.exit("stopped: the same command goes on from the last checkpoint")

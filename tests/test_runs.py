@@ -130,6 +130,21 @@ def test_a_signal_leaves_a_checkpoint_of_the_step(tmp_path, number):
     assert numbers_of(resumed) == numbers_of(records)
 
 
+def test_sigterm_also_stops_what_ignores_ctrl_c(tmp_path):
+    def interrupted(state, step):
+        signal.raise_signal(signal.SIGTERM)
+        return move(state, step)
+
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit, match="stopped: the same command goes on from"):
+            train(tmp_path, train_step=interrupted)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
 def test_a_second_signal_stops_at_once(tmp_path):
     def impatient(state, step):
         signal.raise_signal(signal.SIGINT)
