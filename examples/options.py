@@ -20,6 +20,16 @@ from typing import Any
 # with their dense arms on a held-out quarter of the training set.
 RATES = {"sgdm": 0.2, "rmsprop": 0.005, "adam": 0.03, "amsgrad": 0.03, "radam": 0.08}
 CIFAR10_RATES = dict.fromkeys(RATES, 1e-3) | {"sgdm": 0.1}  # those of the paper
+# The models of transformer.py: layers, features, heads, hidden units of the MLP.
+SIZES = {
+    "1M": (4, 128, 4, 384),  # 918,656 parameters
+    "3M": (4, 256, 4, 640),  # 3,148,032
+    "10M": (6, 384, 8, 1024),  # 10,818,432
+    "30M": (10, 512, 8, 1280),  # 30,419,456
+    "100M": (8, 1024, 16, 2816),  # 103,302,144
+    "300M": (24, 1024, 16, 2816),  # 308,855,808
+    "1B": (20, 2048, 16, 5632),  # 1,028,737,024
+}
 SEVERAL: dict[str, Any] = {"nargs": "+", "metavar": "X"}
 QUICK = "\nA --quick run has too few seeds to decide: leave it out for more."
 SAVED: list[Path] = []  # the files that this run has written
@@ -416,3 +426,112 @@ def multi_process() -> argparse.Namespace:
             parser.error(f"--out must be in a folder that exists, got {args.out}")
         make_folder(parser, args.out.parent, "the folder of --out")
     return args
+
+
+def mesh(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*,[1-9]\d*", text):
+        rule = "must be DATA,TENSOR, two numbers of devices such as 2,4"
+        raise argparse.ArgumentTypeError(f"{rule}, got {text}")
+    data, tensor = map(int, text.split(","))
+    return data, tensor
+
+
+def transformer() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]",
+        description="A small language model with Learning Rate Dropout (LRD): a "
+        "transformer on any text.",
+    )
+    add, folder = parser.add_argument, Path("results/transformer")
+    whole: dict[str, Any] = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": float, "metavar": "X"}
+    text = "file or folder, default: Python's own library"
+    add("--text", type=Path, metavar="PATH", help=text)
+    names = f"parameters, one of {', '.join(SIZES)}; default: 1M"
+    add("--size", choices=SIZES, metavar="NAME", default="1M", help=names)
+    add("--context", **whole, default=128, help="in bytes, default: 128")
+    add("--batch", **whole, default=16, help="in texts of this length, default: 16")
+    add("--steps", **whole, help="default: 2000, with --quick 100")
+    text = "at the peak, default: 0.4 / features"
+    add("--learning-rate", **number, help=text)
+    text = "longest gradient, default: 1; 0 does not clip"
+    add("--clip", **number, default=1.0, help=text)
+    methods = ("dense", "lrd", "skipupdate", "magma")
+    names = f"one of {', '.join(methods)}; default: lrd"
+    add("--method", choices=methods, metavar="NAME", default="lrd", help=names)
+    masks = ("element", "row", "tensor")
+    names = f"for LRD, one of {', '.join(masks)}; default: element"
+    add("--mask", choices=masks, metavar="NAME", help=names)
+    add("--keep-prob", **number, default=0.5, help="of the masks, default: 0.5")
+    add("--unbiased", action="store_true", help="LRD with the mean step of dense")
+    add("--bfloat16", action="store_true", help="compute the layers in bfloat16")
+    add("--remat", action="store_true", help="less memory, a third more work")
+    text = "devices, default: all of them,1"
+    add("--mesh", type=mesh, metavar="DATA,TENSOR", help=text)
+    text = "begin of the samples, default: a new line"
+    add("--prompt", metavar="TEXT", default="\n", help=text)
+    add("--seed", **whole, default=0, help="default: 0")
+    add("--report-every", **whole, help="in steps, default: 20 reports, --quick: 5")
+    text = "folders of runs, whose curves to draw; trains none"
+    add("--compare", type=Path, help=text, **SEVERAL)
+    add("--quick", action="store_true", help="few steps, for a first look")
+    add_run(parser, folder, "as often as reports")
+    args = parser.parse_args()
+    if args.compare:
+        check_compared(parser, args)
+        return args
+    check_transformer(parser, args)
+    check_run(parser, args)
+    return args
+
+
+def check_compared(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for path in args.compare:
+        if not (path / "records.jsonl").is_file():
+            parser.error(f"--compare must be folders of runs, got {path}")
+    make_folder(parser, args.output)
+
+
+def check_transformer(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
+    """Checks the options, and sets those whose defaults depend on others."""
+    if args.steps is None:
+        args.steps = 100 if args.quick else 2000
+    if args.learning_rate is None:
+        args.learning_rate = 0.4 / SIZES[args.size][1]
+    for name in ("context", "batch", "steps", "report_every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be at least 1, got {value}")
+    args.report_every = args.report_every or max(
+        1, args.steps // (5 if args.quick else 20)
+    )
+    args.save_every = args.report_every if args.save_every is None else args.save_every
+    if not 0 < args.learning_rate < math.inf:
+        parser.error(f"--learning-rate must be above 0, got {args.learning_rate:g}")
+    if not 0 <= args.clip < math.inf:
+        parser.error(f"--clip must be at least 0, got {args.clip:g}")
+    check_keep_prob(parser, args.keep_prob)
+    if args.method != "lrd" and (args.mask or args.unbiased):
+        parser.error(f"--mask and --unbiased need --method lrd, got {args.method}")
+    args.mask = args.mask or "element"
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed must be from 0 to {2**32 - 1}, got {args.seed}")
+    if args.text and not args.text.exists():
+        parser.error(f"--text must be a file or a folder, got {args.text}")
+    if not args.prompt:
+        parser.error("--prompt must have at least one character, got none")
+    if args.mesh:
+        check_mesh(parser, args)
+
+
+def check_mesh(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    (data, tensor), (_, _, heads, hidden) = args.mesh, SIZES[args.size]
+    if args.batch % data:
+        rule = f"--mesh {data},{tensor} needs a --batch that {data} divides"
+        parser.error(f"{rule}, got {args.batch}")
+    if math.gcd(heads, hidden) % tensor:
+        rule = f"--mesh {data},{tensor} needs a --size whose heads {tensor} divides"
+        parser.error(f"{rule}, got {args.size} with {heads}")

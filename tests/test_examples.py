@@ -81,9 +81,30 @@ WRONG = [
     ("multi_process", "--process-id 0 --coordinator h", "must be HOST:PORT, got h"),
     ("multi_process", "--process-id 2 --coordinator h:1", "must be from 0 to 1, got 2"),
     ("multi_process", "--out no/x", "--out must be in a folder that exists, got no/x"),
+    ("transformer", "--steps 0", "--steps must be at least 1, got 0"),
+    ("transformer", "--batch 0", "--batch must be at least 1, got 0"),
+    ("transformer", "--context -1", "--context must be at least 1, got -1"),
+    ("transformer", "--report-every 0", "--report-every must be at least 1, got 0"),
+    ("transformer", "--save-every 0", "--save-every must be at least 1, got 0"),
+    ("transformer", "--learning-rate nan", "--learning-rate must be above 0, got nan"),
+    ("transformer", "--clip -1", "--clip must be at least 0, got -1"),
+    ("transformer", "--keep-prob 2", "--keep-prob must be above 0 and at most 1, got"),
+    ("transformer", "--seed -1", f"--seed must be from 0 to {2**32 - 1}, got -1"),
+    ("transformer", "--text no", "--text must be a file or a folder, got no"),
+    ("transformer", "--prompt=", "--prompt must have at least one character, got none"),
+    ("transformer", "--method magma --unbiased", "need --method lrd, got magma"),
+    ("transformer", "--method dense --mask row", "need --method lrd, got dense"),
+    ("transformer", "--mesh 2x4", "two numbers of devices such as 2,4, got 2x4"),
+    ("transformer", "--mesh 0,1", "two numbers of devices such as 2,4, got 0,1"),
+    ("transformer", "--mesh 3,1", "--mesh 3,1 needs a --batch that 3 divides, got 16"),
+    ("transformer", "--mesh 1,8", "a --size whose heads 8 divides, got 1M with 4"),
+    ("transformer", "--size 2M", "invalid choice: '2M' (choose from"),
+    ("transformer", "--compare no", "--compare must be folders of runs, got no"),
+    ("transformer", "--output jax.py", f"--output {NO_FOLDER}"),
 ]
 NAMES = tuple(dict.fromkeys(name for name, _, _ in WRONG))
 NEEDED = {"curves": ["data"]}  # what has no default
+LINES = dict.fromkeys(NAMES, 24) | {"transformer": 36}  # the longest --help
 
 
 @pytest.fixture
@@ -120,7 +141,7 @@ def test_help_needs_no_jax_and_fits_on_a_screen(start, name):
     result = start(name, "--help", jax=NO_JAX)
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= LINES[name]
     assert max(map(len, lines)) <= 80
 
 
@@ -237,6 +258,14 @@ ACCEPTED = [
     ("cifar10", "--data . --optimizer radam", {"learning_rate": 0.001}),
     ("cifar10", "--data . --learning-rate 0.3", {"learning_rate": 0.3}),
     ("multi_process", "", {"num_processes": 2, "process_id": None}),
+    ("transformer", "", {"steps": 2000, "report_every": 100, "save_every": 100}),
+    ("transformer", "--quick", {"steps": 100, "report_every": 20, "size": "1M"}),
+    ("transformer", "--steps 1", {"steps": 1, "report_every": 1, "mask": "element"}),
+    (
+        "transformer",
+        "--size 1B --mesh 2,8",
+        {"mesh": (2, 8), "learning_rate": 0.4 / 2048},
+    ),
 ]
 
 
