@@ -33,7 +33,9 @@ class Shape(NamedTuple):
 SHAPES = {size: Shape(*numbers) for size, numbers in options.SIZES.items()}
 
 
-def matrix(rngs: nnx.Rngs, shape: tuple[int, int], spec: P, scale: float = 1.0):
+def matrix(
+    rngs: nnx.Rngs, shape: tuple[int, int], spec: P, scale: float = 1.0
+) -> nnx.Param:
     """Returns a random matrix [in, out]. No device ever holds more than its part."""
     # The sharding is an argument, since a whole array may not fit on one device.
     values = jax.random.normal(rngs.params(), shape, out_sharding=spec)
@@ -42,8 +44,8 @@ def matrix(rngs: nnx.Rngs, shape: tuple[int, int], spec: P, scale: float = 1.0):
 
 def product(x: jax.Array, weights: nnx.Param) -> jax.Array:
     """Returns the product with a matrix [in, out], as a sum over "tensor" if split."""
-    weights = weights[...].astype(x.dtype)
-    return jnp.einsum("bpi,io->bpo", x, weights, out_sharding=WHOLE)
+    array = weights[...].astype(x.dtype)
+    return jnp.einsum("bpi,io->bpo", x, array, out_sharding=WHOLE)
 
 
 def products(x: jax.Array, *matrices: nnx.Param) -> jax.Array:

@@ -104,6 +104,9 @@ def draw_runs(
         panel.grid(alpha=0.3)
     axes[0].set(ylabel=ylabel)
     lines, labels = axes[0].get_legend_handles_labels()
-    place = {"loc": "outside upper center", "ncols": min(3, len(labels))}
+    place: dict[str, Any] = {
+        "loc": "outside upper center",
+        "ncols": min(3, len(labels)),
+    }
     figure.legend(lines, labels, frameon=False, **place)
     save_picture(figure, path, dpi=150)

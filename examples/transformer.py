@@ -141,7 +141,7 @@ def loss_of(model: Model, params: Params, tokens: jax.Array) -> jax.Array:
 
 def make_step(
     model: Model, optimizer: optax.GradientTransformation
-) -> Callable[[State, jax.Array], State]:
+) -> jax.stages.Wrapped:
     """Returns the jitted step. Its state is reused for the next one, and so gone."""
 
     @partial(jax.jit, donate_argnums=0)
