@@ -5,12 +5,16 @@
     python benchmarks/accelerators.py --targets h100 --trees "one leaf"
     python benchmarks/accelerators.py --targets h100 --trees "one matrix" --structured
     python benchmarks/accelerators.py --targets v5e --check   # seconds; for CI
+    python benchmarks/accelerators.py --targets v5e v5p --transformer 1B
 
 It compiles ahead of time for a device that need not be there. Nothing runs, so these
 are a compiler's figures, not times. For h100 it says what to install. Instructions are
 counted in the device's own code if nvidia-cuda-nvdisasm is installed, else in PTX. One
 environment serves TPUs or GPUs, not both. It writes
 benchmarks/results/<target>-compiled.json, and keeps the other rows of that file.
+
+--transformer compiles the whole training step of examples/transformer.py for a mesh of
+TPUs, 10 minutes per target, and needs the extra `examples`.
 """
 
 import argparse
@@ -212,13 +216,20 @@ def main() -> None:
     add("--repeats", **repeats, help="compilations; the fastest counts; default: 3")
     add("--structured", action="store_true", help="structured masks, and Magma")
     add("--no-bernoulli", action="store_true", help="leave the slow variant out")
+    text = "instead: examples/transformer.py of this size, on a mesh of TPUs"
+    add("--transformer", metavar="SIZE", help=text)
     add("--check", action="store_true", help="small trees; exit 1 if LRD costs much")
     args = parser.parse_args()
     if args.check:
         passed = [check(target) for target in args.targets]  # all of them
         sys.exit(not all(passed))
     for target in args.targets:
-        table(target, args)
+        if args.transformer:
+            import compiled_transformer  # Flax and the like
+
+            compiled_transformer.table(target, args.transformer)
+        else:
+            table(target, args)
 
 
 if __name__ == "__main__":
