@@ -2,12 +2,13 @@
 
     python examples/curves.py results/lrd results/dense
 
-Each folder is the output of examples/cifar10.py, of a run that may still be going on.
+Each folder is the output of examples/cifar10.py, or each of examples/transformer.py. A
+run may still be going on.
 """
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import options
 
@@ -29,57 +30,84 @@ from runs import Record, read_records
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
 
+class Panel(NamedTuple):
+    x: str  # what is in the records, or in `value_of`
+    y: str
+    xlabel: str
+    ylabel: str
+
+
+PANELS = {
+    "cifar10.py": [
+        Panel("epoch", "test_error", "epoch", "test error (%)"),
+        Panel("epoch", "train_loss", "epoch", "train loss"),
+    ],
+    "transformer.py": [
+        Panel("minutes", "validation_bits", "minutes", "bits per byte, held-out text"),
+        Panel("step", "train_bits", "step", "bits per byte, training text"),
+    ],
+}
+
+
+def example_of(records: list[Record]) -> str:
+    return "transformer.py" if "train_bits" in records[0] else "cifar10.py"
+
+
+def value_of(record: Record, name: str) -> float:
+    if name == "minutes":
+        return record["seconds"] / 60
+    return 100 - record["test_accuracy"] if name == "test_error" else record[name]
+
+
 def draw(runs: dict[str, list[Record]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = dict(
-        zip(("test error (%)", "train loss"), figure.subplots(1, 2), strict=True)
-    )
-    for number, (name, records) in enumerate(runs.items()):
-        style = {
-            "color": COLORS[number % len(COLORS)],
-            "linestyle": ["-", "--", ":"][number // len(COLORS) % 3],
-            "marker": "." if len(records) < 10 else "",
-        }
-        epochs = [record["epoch"] for record in records]
-        errors = [100 - record["test_accuracy"] for record in records]
-        losses = [record["train_loss"] for record in records]
-        for panel, values in zip(panels.values(), (errors, losses), strict=True):
-            panel.plot(epochs, values, label=name, **style)
-    for title, panel in panels.items():
-        low, high = panel.dataLim.intervaly
+    panels = PANELS[example_of(next(iter(runs.values())))]
+    for panel, axes in zip(panels, figure.subplots(1, 2), strict=True):
+        for number, (name, records) in enumerate(runs.items()):
+            style = {
+                "color": COLORS[number % len(COLORS)],
+                "linestyle": ["-", "--", ":"][number // len(COLORS) % 3],
+                "marker": "." if len(records) < 10 else "",
+            }
+            x, y = ([value_of(r, key) for r in records] for key in panel[:2])
+            axes.plot(x, y, label=name, **style)
+        ylabel = panel.ylabel
+        low, high = axes.dataLim.intervaly
         if 0 < low < high / 3:
-            panel.set_yscale("log")
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_minor_locator(NullLocator())
-            title = f"{title}, log scale"
-        panel.set(xlabel="epoch", ylabel=title)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
-    lines, labels = panel.get_legend_handles_labels()
-    place = {"loc": "outside upper center", "frameon": False}
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
+            ylabel = f"{ylabel}, log scale"
+        axes.set(xlabel=panel.xlabel, ylabel=ylabel)
+        if panel.x != "minutes":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    lines, labels = axes.get_legend_handles_labels()
+    place: dict[str, Any] = {"loc": "outside upper center", "frameon": False}
     figure.legend(lines, labels, ncols=min(3, len(runs)), **place)
     save_picture(figure, path, dpi=150)
 
 
 def make_table(configs: dict[str, Any], runs: dict[str, list[Record]]) -> Table:
+    """Returns what the runs differ in, and where each of them has come to."""
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
-    table.add_column("optimizer", no_wrap=True)
-    headers = "keep_prob", "rate", "epoch", "train\nloss", "test\naccuracy"
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
-    for name, records in runs.items():
-        config, last = configs[name], records[-1]
-        table.add_row(
-            name,
-            config["optimizer"],
-            f"{config['keep_prob']:g}{', unbiased' if config['unbiased'] else ''}",
-            f"{config['learning_rate']:g}",
-            f"{last['epoch']} of {config['epochs']}",
-            f"{last['train_loss']:.3g}",
-            f"{last['test_accuracy']:.2f} %",
-        )
+    names = dict.fromkeys(name for config in configs.values() for name in config)
+    texts = {
+        name: [str(config.get(name, "")) for config in configs.values()]
+        for name in names
+    }
+    differing = [name for name in names if len(set(texts[name])) > 1]
+    panels = PANELS[example_of(next(iter(runs.values())))]
+    shown = [panel.y for panel in panels]
+    for header in (*differing, "step", *shown):
+        table.add_column(header.replace("_", "\n"), justify="right")
+    for number, (name, records) in enumerate(runs.items()):
+        last = records[-1]
+        options = [texts[name][number] for name in differing]
+        values = [f"{value_of(last, key):.4g}" for key in shown]
+        table.add_row(name, *options, str(last["step"]), *values)
     return table
 
 
@@ -92,6 +120,8 @@ def main() -> None:
         configs[name] = json.loads((folder / "config.json").read_text())
         if not runs[name]:
             sys.exit(f"{name} has no finished epoch yet")
+    if len({example_of(records) for records in runs.values()}) > 1:
+        sys.exit("FOLDER must be the outputs of one example, got those of two")
     Console(highlight=False).print(make_table(configs, runs))
     path = args.output / "curves.png"
     options.save(path, lambda path: draw(runs, path))

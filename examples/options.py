@@ -318,7 +318,8 @@ def check_cifar10(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def curves() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Draws the learning curves of runs of cifar10.py, with a table."
+        description="Draws the learning curves of runs of cifar10.py or "
+        "transformer.py, with a table."
     )
     text = "output folder of a run"
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help=text)
@@ -472,24 +473,12 @@ def transformer() -> argparse.Namespace:
     add("--prompt", metavar="TEXT", default="\n", help=text)
     add("--seed", **whole, default=0, help="default: 0")
     add("--report-every", **whole, help="in steps, default: 20 reports, --quick: 5")
-    text = "folders of runs, whose curves to draw; trains none"
-    add("--compare", type=Path, help=text, **SEVERAL)
     add("--quick", action="store_true", help="few steps, for a first look")
     add_run(parser, folder, "as often as reports")
     args = parser.parse_args()
-    if args.compare:
-        check_compared(parser, args)
-        return args
     check_transformer(parser, args)
     check_run(parser, args)
     return args
-
-
-def check_compared(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    for path in args.compare:
-        if not (path / "records.jsonl").is_file():
-            parser.error(f"--compare must be folders of runs, got {path}")
-    make_folder(parser, args.output)
 
 
 def check_transformer(

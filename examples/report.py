@@ -13,8 +13,6 @@ from PIL import Image  # Matplotlib depends on it
 from rich import progress
 from rich.console import Console
 
-# Colors of Okabe and Ito.
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "scikit-learn")
 
 
@@ -74,39 +72,3 @@ def save_picture(figure: Figure, path: Path, dpi: int) -> None:
     # does not, but it tints light gray unless k-means follows it.
     picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
     picture.save(path, optimize=True)
-
-
-def draw_runs(
-    runs: dict[str, list[dict[str, Any]]],
-    quantities: dict[str, str],
-    ylabel: str,
-    path: Path,
-) -> None:
-    """Draws the records of each run against the time and against the step.
-
-    `quantities` has the names of numbers in the records, and what to call each. The
-    first is a full line, the second a dotted one. A run alone needs no name.
-    """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    longest = max((record["seconds"] for r in runs.values() for record in r), default=0)
-    unit, seconds = ("minutes", 60) if longest > 300 else ("seconds", 1)
-    panels = zip(axes, ("seconds", "step"), (seconds, 1), strict=True)
-    for panel, clock, divisor in panels:
-        for number, (run, records) in enumerate(runs.items()):
-            x = [record[clock] / divisor for record in records]
-            for (name, label), line in zip(quantities.items(), "-:", strict=False):
-                y = [record[name] for record in records]
-                text = f"{run}, {label}" if run and len(quantities) > 1 else run
-                style = {"color": COLORS[number % len(COLORS)], "marker": "."}
-                panel.plot(x, y, line, label=text or label, **style)
-        panel.set(xlabel=f"training time ({unit})" if clock == "seconds" else clock)
-        panel.grid(alpha=0.3)
-    axes[0].set(ylabel=ylabel)
-    lines, labels = axes[0].get_legend_handles_labels()
-    place: dict[str, Any] = {
-        "loc": "outside upper center",
-        "ncols": min(3, len(labels)),
-    }
-    figure.legend(lines, labels, frameon=False, **place)
-    save_picture(figure, path, dpi=150)

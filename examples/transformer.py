@@ -3,7 +3,7 @@ r"""A small language model with Learning Rate Dropout (LRD): a transformer on an
     python examples/transformer.py            # about 10 minutes on 2 CPU cores
     python examples/transformer.py --quick    # a short look
     python examples/transformer.py --text book.txt --size 3M --method lrd --mask tensor
-    python examples/transformer.py --compare results/dense results/lrd
+    python examples/curves.py results/dense results/lrd    # both in one picture
 
 It learns to predict the next byte. By default it reads Python's own library. The last
 5 % of the text are held out. A report has the bits per byte on these (8 for a guess;
@@ -28,7 +28,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import options
@@ -37,12 +36,12 @@ if __name__ == "__main__":  # before the imports that take seconds
     options.end_on_ctrl_c()
     options.transformer()
 
+import curves
 import decoder
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import report
 import runs
 import text
 from decoder import Params, Shape
@@ -267,35 +266,17 @@ def train(args: argparse.Namespace, mesh: Mesh) -> None:
     picture = args.output / "curves.png"
     plan = runs.Plan(args.output, config, args.steps, *every)
     state = jax.jit(partial(initial_state, shape, optimizer, args.seed))()
-    runs.train(plan, state, train_step, make_report, partial(draw, picture))
+
+    def draw(records: list[runs.Record]) -> None:
+        curves.draw({str(args.output): records}, picture)
+
+    runs.train(plan, state, train_step, make_report, draw)
     if runs.is_first_process():
         print(f"Wrote {picture} and records.jsonl")
 
 
-def draw(path: Path, records: list[runs.Record]) -> None:
-    names = {"validation_bits": "validation", "train_bits": "training"}
-    write = partial(report.draw_runs, {"": records}, names, "bits per byte")
-    options.save(path, write)
-
-
-def compare(folders: list[Path], path: Path) -> None:
-    results = {str(folder): runs.read_records(folder) for folder in folders}
-    for folder, records in results.items():
-        if not records or "validation_bits" not in records[0]:
-            sys.exit(
-                f"--compare needs runs of transformer.py with reports, got {folder}"
-            )
-    names = {"validation_bits": "validation"}
-    ylabel = "bits per byte, validation"
-    options.save(path, partial(report.draw_runs, results, names, ylabel))
-    print(f"Wrote {path}")
-
-
 def main() -> None:
     args = options.transformer()
-    if args.compare:
-        compare(args.compare, args.output / "comparison.png")
-        return
     runs.start_processes(args)
     devices = jax.device_count()
     data, tensor = args.mesh or (devices, 1)

@@ -22,7 +22,12 @@ CONFIG |= {"unbiased": True, "epochs": 200}
 
 def records_of(accuracies):
     return [
-        {"epoch": number, "test_accuracy": accuracy, "train_loss": 3 * 0.9**number}
+        {
+            "step": number,
+            "epoch": number,
+            "test_accuracy": accuracy,
+            "train_loss": 3 * 0.9**number,
+        }
         for number, accuracy in enumerate(accuracies, start=1)
     ]
 
@@ -35,10 +40,11 @@ def compare(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(options, "SAVED", [])
 
     def compare(runs):
-        for name, records in runs.items():
+        for keep_prob, (name, records) in zip((0.5, 1.0), runs.items(), strict=False):
             Path(name).mkdir(parents=True)
-            Path(name, "config.json").write_text(json.dumps(CONFIG))
-            lines = [json.dumps(record | {"step": 1}) + "\n" for record in records]
+            config = CONFIG | {"keep_prob": keep_prob}
+            Path(name, "config.json").write_text(json.dumps(config))
+            lines = [json.dumps(record) + "\n" for record in records]
             Path(name, "records.jsonl").write_text("".join(lines))
         monkeypatch.setattr(sys, "argv", ["curves", *runs, "--output", "out"])
         curves.main()
@@ -47,19 +53,39 @@ def compare(tmp_path, monkeypatch, capsys):
     return compare
 
 
-def test_the_table_shows_the_last_epoch_in_80_columns(compare):
+def test_the_table_shows_what_differs_in_80_columns(compare):
     names = ["results/lrd", "results/dense"]
     text = compare(
         {names[0]: records_of([95.0] * 199 + [12.345]), names[1]: records_of([50.0])}
     )
     assert max(map(len, text.splitlines())) <= 80
+    assert "optimizer" not in text  # both have the same one
     rows = [line.split() for line in text.splitlines() if line.startswith(" results/")]
-    more = ["rmsprop", "0.5,", "unbiased", "0.001"]
     assert rows == [
-        [names[0], *more, "200", "of", "200", "2.12e-09", "12.35", "%"],
-        [names[1], *more, "1", "of", "200", "2.7", "50.00", "%"],
+        [names[0], "0.5", "200", "87.66", "2.117e-09"],
+        [names[1], "1.0", "1", "50", "2.7"],
     ]
     assert [Path("out", "curves.png")] == options.SAVED
+
+
+def test_runs_of_two_examples_are_refused(compare):
+    text = {"step": 1, "seconds": 6.0, "train_bits": 3.0, "validation_bits": 4.0}
+    with pytest.raises(SystemExit, match=r"^FOLDER must be the outputs of one example"):
+        compare({"a": records_of([50.0]), "b": [text]})
+
+
+def test_the_curves_of_a_transformer_are_bits(monkeypatch):
+    records = [
+        {"step": n, "seconds": 6.0 * n, "train_bits": 9 / n, "validation_bits": 4.0}
+        for n in (1, 2, 4)
+    ]
+    left, right = axes_of(monkeypatch, {"a": records})
+    np.testing.assert_allclose(
+        left.lines[0].get_xydata(), [(0.1, 4), (0.2, 4), (0.4, 4)]
+    )
+    np.testing.assert_allclose(
+        right.lines[0].get_xydata(), [(1, 9), (2, 4.5), (4, 2.25)]
+    )
 
 
 def test_a_run_without_an_epoch_is_told(compare):

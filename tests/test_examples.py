@@ -99,7 +99,6 @@ WRONG = [
     ("transformer", "--mesh 3,1", "--mesh 3,1 needs a --batch that 3 divides, got 16"),
     ("transformer", "--mesh 1,8", "a --size whose heads 8 divides, got 1M with 4"),
     ("transformer", "--size 2M", "invalid choice: '2M' (choose from"),
-    ("transformer", "--compare no", "--compare must be folders of runs, got no"),
     ("transformer", "--output jax.py", f"--output {NO_FOLDER}"),
 ]
 NAMES = tuple(dict.fromkeys(name for name, _, _ in WRONG))

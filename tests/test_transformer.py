@@ -1,7 +1,6 @@
 """The transformer: its equations, masks and text, and the same step on any mesh."""
 
 import collections
-import json
 import math
 import os
 import re
@@ -28,7 +27,6 @@ sys.path.insert(0, str(EXAMPLES))
 try:
     import decoder
     import options
-    import report
     import runs
     import text
     import transformer
@@ -491,33 +489,6 @@ def test_the_largest_step_is_lowered_without_an_array():
 
 
 # The whole program.
-
-
-def test_runs_are_compared_in_one_picture(tmp_path, monkeypatch, capsys):
-    figures = []
-    monkeypatch.setattr(report, "save_picture", lambda f, path, dpi: figures.append(f))
-    monkeypatch.setattr(options, "SAVED", [])
-    for name, bits in {"a": 2.5, "b": 2.0}.items():
-        (tmp_path / name).mkdir()
-        lines = [
-            json.dumps(
-                {"step": n, "seconds": 60.0 * n, "validation_bits": bits + 1 / n}
-            )
-            for n in (5, 10)
-        ]
-        (tmp_path / name / "records.jsonl").write_text("\n".join(lines))
-    folders = [tmp_path / "a", tmp_path / "b"]
-    transformer.compare(folders, tmp_path / "x.png")
-    assert capsys.readouterr().out == f"Wrote {tmp_path / 'x.png'}\n"
-    in_minutes, in_steps = figures[0].axes
-    assert in_minutes.get_xlabel() == "training time (minutes)"
-    for axes in in_minutes, in_steps:
-        assert [line.get_label() for line in axes.lines] == list(map(str, folders))
-        np.testing.assert_array_equal(axes.lines[1].get_xdata(), [5, 10])
-        np.testing.assert_array_equal(axes.lines[1].get_ydata(), [2.2, 2.1])
-    (tmp_path / "b" / "records.jsonl").write_text('{"step": 1, "seconds": 2.0}')
-    with pytest.raises(SystemExit, match=f"with reports, got {tmp_path / 'b'}"):
-        transformer.compare(folders, tmp_path / "x.png")
 
 
 def start(folder, *words, devices=1):
