@@ -31,8 +31,8 @@ COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 
 
 class Panel(NamedTuple):
-    x: str  # what is in the records, or in `value_of`
-    y: str
+    x: str  # the name in the records
+    y: str  # the name for `value_of`
     xlabel: str
     ylabel: str
 
@@ -43,8 +43,8 @@ PANELS = {
         Panel("epoch", "train_loss", "epoch", "train loss"),
     ],
     "transformer.py": [
-        Panel("minutes", "validation_bits", "minutes", "bits per byte, held-out text"),
-        Panel("step", "train_bits", "step", "bits per byte, training text"),
+        Panel("seconds", "validation_bits", "training time", "bits per byte, held out"),
+        Panel("step", "train_bits", "step", "bits per byte, training"),
     ],
 }
 
@@ -54,22 +54,26 @@ def example_of(records: list[Record]) -> str:
 
 
 def value_of(record: Record, name: str) -> float:
-    if name == "minutes":
-        return record["seconds"] / 60
     return 100 - record["test_accuracy"] if name == "test_error" else record[name]
 
 
 def draw(runs: dict[str, list[Record]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = PANELS[example_of(next(iter(runs.values())))]
+    longest = max(records[-1]["seconds"] for records in runs.values())
     for panel, axes in zip(panels, figure.subplots(1, 2), strict=True):
+        xlabel, divisor = panel.xlabel, 1
+        if panel.x == "seconds":
+            unit, divisor = ("minutes", 60) if longest > 300 else ("seconds", 1)
+            xlabel = f"{xlabel} ({unit})"
         for number, (name, records) in enumerate(runs.items()):
             style = {
                 "color": COLORS[number % len(COLORS)],
                 "linestyle": ["-", "--", ":"][number // len(COLORS) % 3],
                 "marker": "." if len(records) < 10 else "",
             }
-            x, y = ([value_of(r, key) for r in records] for key in panel[:2])
+            x = [record[panel.x] / divisor for record in records]
+            y = [value_of(record, panel.y) for record in records]
             axes.plot(x, y, label=name, **style)
         ylabel = panel.ylabel
         low, high = axes.dataLim.intervaly
@@ -79,8 +83,8 @@ def draw(runs: dict[str, list[Record]], path: Path) -> None:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
             ylabel = f"{ylabel}, log scale"
-        axes.set(xlabel=panel.xlabel, ylabel=ylabel)
-        if panel.x != "minutes":
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if panel.x != "seconds":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     lines, labels = axes.get_legend_handles_labels()

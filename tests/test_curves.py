@@ -22,12 +22,8 @@ CONFIG |= {"unbiased": True, "epochs": 200}
 
 def records_of(accuracies):
     return [
-        {
-            "step": number,
-            "epoch": number,
-            "test_accuracy": accuracy,
-            "train_loss": 3 * 0.9**number,
-        }
+        {"step": number, "seconds": 1.0, "epoch": number, "test_accuracy": accuracy}
+        | {"train_loss": 3 * 0.9**number}
         for number, accuracy in enumerate(accuracies, start=1)
     ]
 
@@ -74,15 +70,17 @@ def test_runs_of_two_examples_are_refused(compare):
         compare({"a": records_of([50.0]), "b": [text]})
 
 
-def test_the_curves_of_a_transformer_are_bits(monkeypatch):
+@pytest.mark.parametrize(("seconds", "unit"), [(60, "seconds"), (120, "minutes")])
+def test_the_curves_of_a_transformer_are_bits(monkeypatch, seconds, unit):
     records = [
-        {"step": n, "seconds": 6.0 * n, "train_bits": 9 / n, "validation_bits": 4.0}
+        {"step": n, "seconds": seconds * n, "train_bits": 9 / n, "validation_bits": 4.0}
         for n in (1, 2, 4)
     ]
     left, right = axes_of(monkeypatch, {"a": records})
-    np.testing.assert_allclose(
-        left.lines[0].get_xydata(), [(0.1, 4), (0.2, 4), (0.4, 4)]
-    )
+    assert left.get_xlabel() == f"training time ({unit})"
+    times = np.array([1, 2, 4]) * (60 if unit == "seconds" else 2)
+    np.testing.assert_allclose(left.lines[0].get_xdata(), times)
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [4, 4, 4])
     np.testing.assert_allclose(
         right.lines[0].get_xydata(), [(1, 9), (2, 4.5), (4, 2.25)]
     )
