@@ -6,8 +6,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 import lrd_optax
 
@@ -142,6 +144,70 @@ def test_costs_in_the_readme():
     text = prose("README.md") + prose("docs/when_to_use.md")
     found = re.findall(r"plain SGD [^.]*?up to ([\d.]+\d)", text)
     assert found == [f"{slowest:.1f}"] * 2
+
+
+def test_table_of_full_size():
+    rows = result("cpu_xeon-full_size.json")["rows"]
+    page, cells, memory, dense = "docs/full_size.md", [], [], rows[0]
+    for r in rows:
+        model = {"model and optimizer": r["model"]}
+        if r["variant"] == "dense":
+            dense = r
+            megabytes = {
+                "parameters, MB": f"{r['parameter_bytes'] / 1e6:.1f}",
+                "state, MB": f"{r['state_bytes'] / 1e6:.1f}",
+                "temporary, MB": f"{r['temporary_bytes'] / 1e6:,.0f}",
+            }
+            memory.append(model | {"parameters": f"{r['parameters']:,}"} | megabytes)
+        more = {
+            f"{name}, more bytes": str(r[f"{name}_bytes"] - dense[f"{name}_bytes"])
+            for name in ("state", "temporary")
+        }
+        quartiles = f"({r['low']:.3f} to {r['high']:.3f})"
+        clock = {
+            "ms per step": f"{r['milliseconds']:,.0f}",
+            "ratio (quartiles)": f"{r['ratio']:.3f} {quartiles}",
+        }
+        compiling = {"compile, s": f"{r['compile_seconds']:.1f}"}
+        cells.append(model | {"method": r["variant"]} | clock | more | compiling)
+    assert table(page, "method", "ms per step") == cells
+    assert table(page, "parameters, MB") == memory
+
+
+def test_table_of_a_billion_parameters():
+    cells = []
+    for target in ("v5e", "v5p"):
+        rows = result(f"{target}-transformer_1B.json")["rows"]
+        dense = rows[0]
+        for r in rows:
+            cell = {"TPU": target, "method": r["method"], "kernels": str(r["kernels"])}
+            cell["cycles"] = f"{r['cycles'] / dense['cycles']:.3f}"
+            cell["collectives"] = str(r["collectives"])
+            cell["bytes above dense"] = f"{r['temporaries'] - dense['temporaries']:,}"
+            cells.append(cell | {"peak": f"{r['peak'] / 1e9:.2f} GB"})
+    assert table("docs/full_size.md", "TPU", "cycles") == cells
+
+
+def test_table_of_rates_on_cifar10():
+    accuracy: dict[tuple[str, float], list[float]] = {}
+    for r in result("cpu_xeon-cifar10_rates.json")["rows"]:
+        accuracy.setdefault((r["arm"], r["rate"]), []).append(r["test_accuracy"])
+
+    def interval(values, sign=""):
+        half = stats.t.interval(0.95, len(values) - 1, 0, stats.sem(values))[1]
+        return f"{np.mean(values):{sign}.2f} ± {half:.2f}"
+
+    rows = table("docs/full_size.md", "learning rate", "LRD - dense")
+    assert len(rows) == len(accuracy) / 2
+    for row in rows:
+        rate = float(row["learning rate"])
+        dense, dropped = (np.array(accuracy[arm, rate]) for arm in ("dense", "LRD"))
+        assert row["dense"] == interval(dense)
+        assert row["LRD"] == interval(dropped)
+        assert row["LRD - dense"] == interval(dropped - dense, "+")
+        half = accuracy.get(("dense", rate / 2))
+        text = "" if half is None else interval(dropped - np.array(half), "+")
+        assert row["LRD - dense at half the rate"] == text
 
 
 def test_table_of_the_range_test():
