@@ -199,15 +199,19 @@ def stop_on_signals() -> Iterator[threading.Event]:
     they go on from their last checkpoint.
     """
     stop, end_now = threading.Event(), signal.getsignal(signal.SIGINT)
+    old = signal.getsignal(signal.SIGTERM)
 
     def on_signal(*_: Any) -> None:
         if stop.is_set() or jax.process_count() > 1:
             signal.signal(signal.SIGINT, end_now)
             signal.raise_signal(signal.SIGINT)
+            # What a script runs in the background ignores that, but not SIGTERM.
+            signal.signal(signal.SIGTERM, old)
+            signal.raise_signal(signal.SIGTERM)
         stop.set()
 
     options.on_ctrl_c(on_signal)
-    old = signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
     try:
         yield stop
     finally:
@@ -215,5 +219,5 @@ def stop_on_signals() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, old)
     if stop.is_set():
         signal.raise_signal(signal.SIGINT)
-        # What a script runs in the background ignores that, but not SIGTERM.
+        # It returns here if Ctrl-C is ignored.
         sys.exit("stopped: the same command goes on from the last checkpoint")

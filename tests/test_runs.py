@@ -155,3 +155,35 @@ def test_a_second_signal_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, train_step=impatient)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+class Ended(Exception):
+    """In the place of the end of the process."""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_ends_at_once_what_ignores_ctrl_c(tmp_path, monkeypatch, processes):
+    """The second signal, or the first to one of several processes."""
+    sent = []
+
+    def end(*_):
+        raise Ended
+
+    def interrupted(state, step):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "process_count", lambda: processes)
+            for _ in range(3 - processes):
+                sent.append(step)
+                signal.raise_signal(signal.SIGTERM)
+        return move(state, step)
+
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    old_term = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended):
+            train(tmp_path, train_step=interrupted)
+    finally:
+        signal.signal(signal.SIGINT, old)
+        signal.signal(signal.SIGTERM, old_term)
+    assert sent == [1] * (3 - processes)
+    assert not list((tmp_path / "checkpoints").iterdir())
