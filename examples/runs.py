@@ -2,6 +2,7 @@
 
 The folder holds `config.json`, with what was asked for; `records.jsonl`, with one line
 of JSON per report; and `checkpoints`. The same command goes on where the run ended.
+While it runs, it has a lock on the file `lock`, so that no second one writes there.
 """
 
 import contextlib
@@ -21,6 +22,11 @@ import options
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from report import progress_bar
+
+try:
+    import fcntl
+except ImportError:  # on Windows: there nothing keeps a second run out
+    fcntl = None  # type: ignore[assignment]
 
 State = Any  # a tree of arrays: all that decides the next step, but for its number
 Record = dict[str, Any]  # the numbers of one report
@@ -67,10 +73,10 @@ def train(
     If there is a checkpoint, the arrays of `state` are deleted before it is read, so
     that there are never two models in memory.
     """
-    claim_folder(plan)
     keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     folder = (plan.folder / "checkpoints").absolute()
     with (
+        claim_folder(plan),
         stop_on_signals() as stop,
         ocp.CheckpointManager(folder, options=keep) as manager,
         progress_bar() as bar,
@@ -108,9 +114,25 @@ def clock(step: int, seconds: float, times: list[float]) -> Record:
     return record
 
 
-def claim_folder(plan: Plan) -> None:
-    """Writes the configuration into the folder, which may hold no other run."""
+@contextlib.contextmanager
+def claim_folder(plan: Plan) -> Iterator[None]:
+    """Holds the folder, in which there may be no other run, neither now nor before."""
     plan.folder.mkdir(parents=True, exist_ok=True)
+    with (plan.folder / "lock").open("a") as file:
+        if fcntl and is_first_process():
+            try:  # the lock ends with the process, however that ends
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                rule = "holds a run that is going on: choose another --output"
+                sys.exit(f"{plan.folder} {rule}")
+            except OSError:
+                pass  # a file system without locks
+        check_config(plan)
+        yield
+
+
+def check_config(plan: Plan) -> None:
+    """Writes the configuration into the folder, or compares it with what is there."""
     path, config = plan.folder / "config.json", json.loads(json.dumps(plan.config))
     if path.exists():
         old = json.loads(path.read_text())

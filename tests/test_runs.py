@@ -110,6 +110,21 @@ def test_a_folder_holds_one_run(tmp_path):
         train(tmp_path, seed=0)
 
 
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    def second(state, step):
+        if step == 5:
+            with pytest.raises(
+                SystemExit, match="holds a run that is going on: choose"
+            ):
+                train(tmp_path)
+            train(tmp_path / "other")
+        return move(state, step)
+
+    _, records = train(tmp_path, train_step=second)
+    assert runs.read_records(tmp_path) == records
+    train(tmp_path)  # the lock has ended
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_of_the_step(tmp_path, number):
     whole, records = train(tmp_path / "whole")
