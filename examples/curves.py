@@ -74,7 +74,9 @@ def draw(runs: dict[str, list[Record]], path: Path) -> None:
             }
             x = [record[panel.x] / divisor for record in records]
             y = [value_of(record, panel.y) for record in records]
-            axes.plot(x, y, label=name, **style)
+            # A dollar begins a formula, and _ what the legend leaves out.
+            label = name.replace("$", r"\$")
+            axes.plot(x, y, label=f" {label}" if label[0] == "_" else label, **style)
         ylabel = panel.ylabel
         low, high = axes.dataLim.intervaly
         if 0 < low < high / 3:
@@ -123,10 +125,11 @@ def main() -> None:
         runs[name] = read_records(folder)
         configs[name] = json.loads((folder / "config.json").read_text())
         if not runs[name]:
-            sys.exit(f"{name} has no finished epoch yet")
+            sys.exit(f"{name} has no report yet")
     if len({example_of(records) for records in runs.values()}) > 1:
         sys.exit("FOLDER must be the outputs of one example, got those of two")
-    Console(highlight=False).print(make_table(configs, runs))
+    # Folders are shown as they are called, also [red] and :smile:.
+    Console(highlight=False, markup=False, emoji=False).print(make_table(configs, runs))
     path = args.output / "curves.png"
     options.save(path, lambda path: draw(runs, path))
     print("Wrote", path)

@@ -36,9 +36,9 @@ def compare(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(options, "SAVED", [])
 
     def compare(runs):
-        for keep_prob, (name, records) in zip((0.5, 1.0), runs.items(), strict=False):
+        for number, (name, records) in enumerate(runs.items()):
             Path(name).mkdir(parents=True)
-            config = CONFIG | {"keep_prob": keep_prob}
+            config = CONFIG | {"keep_prob": (0.5, 1.0)[number % 2]}
             Path(name, "config.json").write_text(json.dumps(config))
             lines = [json.dumps(record) + "\n" for record in records]
             Path(name, "records.jsonl").write_text("".join(lines))
@@ -86,8 +86,25 @@ def test_the_curves_of_a_transformer_are_bits(monkeypatch, seconds, unit):
     )
 
 
-def test_a_run_without_an_epoch_is_told(compare):
-    with pytest.raises(SystemExit, match=r"^empty has no finished epoch yet$"):
+def test_folders_of_odd_names_are_shown_as_they_are(compare, monkeypatch):
+    names = ["_a", "[red]b", ":smile:", "c$d$", r"$\no$"]
+    text = compare({name: records_of([50.0]) for name in names})  # also draws them
+    rows = text.splitlines()
+    assert [row.split()[0] for row in rows if row.strip().endswith(" 2.7")] == names
+    save, legends = curves.save_picture, []
+
+    def keep(figure, *args, **more):
+        legends.extend(figure.legends)
+        save(figure, *args, **more)
+
+    monkeypatch.setattr(curves, "save_picture", keep)
+    curves.draw({name: records_of([50.0]) for name in names}, Path("a.png"))
+    shown = [text.get_text() for text in legends[0].get_texts()]
+    assert shown == [" _a", "[red]b", ":smile:", r"c\$d\$", r"\$\no\$"]
+
+
+def test_a_run_without_a_report_is_told(compare):
+    with pytest.raises(SystemExit, match=r"^empty has no report yet$"):
         compare({"empty": []})
 
 
