@@ -79,7 +79,9 @@ def channels_of(train_images: np.ndarray) -> Channels:
 
 
 def normalize(pixels: jax.Array, channels: Channels) -> jax.Array:
-    return (pixels.astype(jnp.float32) - channels.mean) / channels.deviation
+    # A channel that is the same everywhere becomes 0, not 0 / 0.
+    scale = np.where(channels.deviation > 0, channels.deviation, 1)
+    return (pixels.astype(jnp.float32) - channels.mean) / scale
 
 
 def augment(key: jax.Array, pixels: jax.Array) -> jax.Array:

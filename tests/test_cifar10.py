@@ -243,6 +243,8 @@ def test_channels_are_normalized_exactly(data):
     x = np.asarray(cifar10.normalize(jnp.asarray(data.train_images), channels))
     np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(x.std((0, 1, 2)), 1, atol=1e-5)
+    pixels = np.full((2, 3, 3, 3), 7, np.uint8)
+    assert not cifar10.normalize(jnp.asarray(pixels), cifar10.channels_of(pixels)).any()
 
 
 def test_an_epoch_shows_each_image_once_and_drops_the_rest():
