@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 HELD_OUT = 0.05
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests"}
+PACKAGES = {"site-packages", "dist-packages", "test", "tests"}  # no part of the library
 
 
 class Text(NamedTuple):
@@ -17,15 +17,15 @@ class Text(NamedTuple):
 
 
 def read(path: Path | None) -> bytes:
-    """Returns a file, all files of a folder, or Python's own library, joined."""
+    """Returns a file, all texts in a folder, or Python's own library, joined."""
+    pattern, left_out = "*", set[str]()
     if path is None:
         path, pattern = Path(sysconfig.get_path("stdlib")), "*.py"
+        left_out = PACKAGES
     elif path.is_file():
         return path.read_bytes()
-    else:
-        pattern = "*"
     files = [file.relative_to(path) for file in path.rglob(pattern)]
-    kept = [file for file in files if not LEFT_OUT & set(file.parts)]
+    kept = [file for file in files if not left_out & set(file.parts)]
     texts = (
         (path / file).read_bytes() for file in sorted(kept) if (path / file).is_file()
     )
@@ -33,7 +33,10 @@ def read(path: Path | None) -> bytes:
 
 
 def load(path: Path | None, context: int) -> Text:
-    data = np.frombuffer(read(path), np.uint8)
+    try:
+        data = np.frombuffer(read(path), np.uint8)
+    except OSError as error:
+        sys.exit(f"{error.filename or path} cannot be read: {error.strerror}")
     least = int((context + 2) / HELD_OUT) + 1
     if len(data) < least:
         rule = f"--text must have at least {least} bytes with --context {context}"
