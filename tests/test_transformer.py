@@ -322,16 +322,46 @@ def test_batches_depend_on_the_seed_and_the_step_alone():
 
 
 def test_the_text_is_a_file_or_a_folder_in_the_order_of_names(tmp_path):
-    (tmp_path / "b").mkdir()
-    for name, content in {"c": b"3", "b/x": b"2", "a": b"1", "d": b"\0"}.items():
+    (tmp_path / "tests").mkdir()
+    for name, content in {"u": b"3", "tests/x": b"2", "a": b"1", "v": b"\0"}.items():
         (tmp_path / name).write_bytes(content)
-    assert text.read(tmp_path) == b"1\n2\n3"  # d is no text
+    assert text.read(tmp_path) == b"1\n2\n3"  # v is no text
     (tmp_path / "c").write_bytes(bytes(range(1, 101)) * 10)
     train, validation = text.load(tmp_path / "c", 8)
     assert (len(train), len(validation)) == (950, 50)
     assert validation.tobytes() == (bytes(range(1, 101)) * 10)[-50:]
     with pytest.raises(SystemExit, match="--text must have at least 2001 bytes with"):
         text.load(tmp_path / "c", 98)
+
+
+def test_a_text_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SystemExit, match=r"^\S+/a cannot be read: Permission denied$"):
+        text.load(tmp_path, 8)
+
+
+def test_another_text_of_the_same_name_and_length_is_another_run(tmp_path, monkeypatch):
+    plans, path = [], tmp_path / "text"
+    monkeypatch.setattr(runs, "train", lambda plan, *rest: plans.append(plan))
+    monkeypatch.setitem(decoder.SHAPES, "1M", SHAPE)
+    words = f"transformer --text {path} --context 8 --steps 2 --mesh 1,1 --output"
+    monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path / "run")])
+    for at in (None, 0, -1):
+        data = bytearray(DATA[:1000])
+        if at is not None:
+            data[at] ^= 1
+        path.write_bytes(data)
+        with monkeypatch.context() as patch:
+            patch.setattr(options, "end_on_ctrl_c", lambda **_: None)
+            transformer.main()
+    first, *others = (plan.config for plan in plans)
+    for other in others:
+        differing = {name for name in first if first[name] != other[name]}
+        assert differing == {"checksum_of_text"}
 
 
 def test_a_sample_has_no_codes_for_the_terminal():
