@@ -6,6 +6,7 @@ Nothing slow is imported here. So each example reads its options before it impor
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import re
@@ -406,6 +407,9 @@ def check_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     if args.distributed and args.coordinator:
         parser.error("--distributed finds the --coordinator itself: give one of them")
     make_folder(parser, args.output)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or file that knows fewer letters than a text is no reason to stop.
+        sys.stdout.reconfigure(errors="replace")
     end_on_ctrl_c(outcome=lambda: last_checkpoint(args.output / "checkpoints"))
 
 

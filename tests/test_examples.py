@@ -160,6 +160,12 @@ def test_ctrl_c_tells_where_resume_goes_on(start, tmp_path):
     assert result.stderr == "stopped: the same command goes on from step 20\n"
 
 
+def test_a_text_may_have_letters_that_stdout_has_not(start, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = start("transformer", jax="print('a\\xe9'); raise SystemExit")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "a?\n", "")
+
+
 def run_code(code, folder):
     return subprocess.run(
         [sys.executable, "-c", code],
