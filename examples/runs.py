@@ -43,7 +43,11 @@ class Plan(NamedTuple):
 def start_processes(args: Namespace) -> None:
     """Joins the other processes of this run. Call it before anything makes an array."""
     if args.distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # JAX found no cluster
+            rule = "--distributed must be used where JAX finds the other processes"
+            sys.exit(f"{rule}, got: {error}")
     elif args.coordinator:
         jax.distributed.initialize(
             args.coordinator, args.num_processes, args.process_id
