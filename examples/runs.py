@@ -204,9 +204,14 @@ def write_record(plan: Plan, record: Record) -> None:
         file.write(json.dumps(record) + "\n")
     shown = {k: v for k, v in record.items() if k != "step" and not isinstance(v, str)}
     numbers = ", ".join(
-        f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()
+        f"{name.replace('_', ' ')} {in_digits(value)}" for name, value in shown.items()
     )
     print(f"step {record['step']}: {numbers}", flush=True)
+
+
+def in_digits(value: float) -> str:
+    # A long run has 12346 seconds, not 1.235e+04.
+    return f"{value:.0f}" if 9999 < value < 1e9 else f"{value:.4g}"
 
 
 def replace(path: Path, text: str) -> None:

@@ -1,7 +1,9 @@
 """A run in a folder: what is restored, recorded, refused, and saved when it stops."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
 try:
     import runs
 finally:
@@ -202,3 +205,30 @@ def test_sigterm_ends_at_once_what_ignores_ctrl_c(tmp_path, monkeypatch, process
         signal.signal(signal.SIGTERM, old_term)
     assert sent == [1] * (3 - processes)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def start_processes(**more):
+    """Joins the processes in a program of its own, in which JAX has made no array."""
+    code = "import argparse, runs; runs.start_processes(argparse.Namespace({}))"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(EXAMPLES)}
+    words = ", ".join(f"{name}={value!r}" for name, value in more.items())
+    command = [sys.executable, "-c", code.format(words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_processes_that_are_not_found_are_one_line():
+    done = start_processes(distributed=True, coordinator=None)
+    start = "--distributed must be used where JAX finds the other processes, got: "
+    assert done.returncode == 1
+    assert done.stderr.startswith(start)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(12345.678, "12346"), (9999.9, "10000"), (0.1, "0.1"), (1e-9, "1e-09")],
+)
+def test_long_times_have_no_exponent(tmp_path, capsys, value, expected):
+    plan = runs.Plan(tmp_path, {}, steps=1, report_every=1, save_every=1)
+    runs.write_record(plan, {"step": 1, "ms_per_step": value, "sample": "a"})
+    assert capsys.readouterr().out == f"step 1: ms per step {expected}\n"
