@@ -1,7 +1,7 @@
 """Whole training steps of the examples at full size, dense and with a mask, in one run.
 
     python benchmarks/full_size.py                          # 25 minutes on 2 CPU cores
-    python benchmarks/full_size.py --models "transformer 1M" --rounds 5
+    python benchmarks/full_size.py --models "transformer 1M, AdamW" --rounds 5
 
 A step is all that a training does at each step: batch, forward pass, gradient, update.
 In every round each variant makes its steps, in a new random order, and ratios are taken
