@@ -65,7 +65,9 @@ def main() -> None:
     add("--rates", type=float, nargs="+", metavar="RATE", default=rates)
     add("--seeds", type=int, metavar="N", default=4, help="default: 4")
     args = parser.parse_args()
-    options.end_on_ctrl_c()
+    if args.seeds < 2:  # one seed has no interval
+        parser.error(f"--seeds must be at least 2, got {args.seeds}")
+    options.end_on_ctrl_c(outcome=lambda: "the same command goes on")
     settings = argparse.Namespace(**SETTINGS, data=args.data, save_every=None)
     data = cifar10.load(settings)
     mesh = cifar10.make_mesh(settings.batch)
