@@ -7,6 +7,7 @@ While it runs, it has a lock on the file `lock`, so that no second one writes th
 
 import contextlib
 import json
+import os
 import signal
 import statistics
 import sys
@@ -80,6 +81,7 @@ def train(
     keep = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
     folder = (plan.folder / "checkpoints").absolute()
     with (
+        end_without_reader(),
         claim_folder(plan),
         stop_on_signals() as stop,
         ocp.CheckpointManager(folder, options=keep) as manager,
@@ -219,6 +221,18 @@ def replace(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text)
     part.replace(path)
+
+
+@contextlib.contextmanager
+def end_without_reader() -> Iterator[None]:
+    """Ends with one line if nothing reads what is printed, as after `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python would try once more to write there when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        rule = "the same command goes on from the last checkpoint"
+        sys.exit(f"stopped, since nothing reads the output: {rule}")
 
 
 @contextlib.contextmanager

@@ -207,17 +207,18 @@ def test_sigterm_ends_at_once_what_ignores_ctrl_c(tmp_path, monkeypatch, process
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def start_processes(**more):
-    """Joins the processes in a program of its own, in which JAX has made no array."""
-    code = "import argparse, runs; runs.start_processes(argparse.Namespace({}))"
+def run_code(code, stdout=subprocess.PIPE):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(EXAMPLES)}
-    words = ", ".join(f"{name}={value!r}" for name, value in more.items())
-    command = [sys.executable, "-c", code.format(words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    streams = {"stdout": stdout, "stderr": subprocess.PIPE}
+    return subprocess.run(command, env=environment, text=True, **streams)
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_found_are_one_line():
-    done = start_processes(distributed=True, coordinator=None)
+    """In a program of its own, in which JAX has made no array."""
+    args = "argparse.Namespace(distributed=True, coordinator=None)"
+    done = run_code(f"import argparse, runs; runs.start_processes({args})")
     start = "--distributed must be used where JAX finds the other processes, got: "
     assert done.returncode == 1
     assert done.stderr.startswith(start)
@@ -232,3 +233,21 @@ def test_long_times_have_no_exponent(tmp_path, capsys, value, expected):
     plan = runs.Plan(tmp_path, {}, steps=1, report_every=1, save_every=1)
     runs.write_record(plan, {"step": 1, "ms_per_step": value, "sample": "a"})
     assert capsys.readouterr().out == f"step 1: ms per step {expected}\n"
+
+
+@pytest.mark.slow
+def test_a_run_that_nothing_reads_ends_with_one_line(tmp_path):
+    code = f"""import pathlib, runs
+plan = runs.Plan(pathlib.Path({str(tmp_path)!r}), {{}}, 9, 2, 1)
+import jax.numpy as jnp
+step = lambda state, step: {{"x": state["x"] + 1}}
+runs.train(plan, {{"x": jnp.zeros(2)}}, step, lambda state, step: (state, {{}}))"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_code(code, stdout=writer)
+    os.close(writer)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("stopped, since nothing reads the output: the same command")
+    assert "Error" not in done.stderr
+    assert (tmp_path / "checkpoints" / "1").is_dir()
