@@ -140,18 +140,19 @@ def claim_folder(plan: Plan) -> Iterator[None]:
 def check_config(plan: Plan) -> None:
     """Writes the configuration into the folder, or compares it with what is there."""
     path, config = plan.folder / "config.json", json.loads(json.dumps(plan.config))
-    if path.exists():
-        old = json.loads(path.read_text())
-        for name in sorted(old.keys() | config.keys()):
-            if old.get(name) != config.get(name):
-                sys.exit(
-                    f"{plan.folder} holds a run with {name} {old.get(name)}, got "
-                    f"{config.get(name)}: choose another --output, or the same options"
-                )
-    elif is_first_process():
+    if is_first_process() and not path.exists():
         replace(path, json.dumps(config, indent=1) + "\n")
-    if jax.process_count() > 1:  # none may write before all have looked
+    if jax.process_count() > 1:  # the others compare theirs with that of the first
         multihost_utils.sync_global_devices("config")
+    if not path.exists():
+        sys.exit(f"{plan.folder} must be on a disk that all processes share")
+    old = json.loads(path.read_text())
+    for name in sorted(old.keys() | config.keys()):
+        if old.get(name) != config.get(name):
+            sys.exit(
+                f"{plan.folder} holds a run with {name} {old.get(name)}, got "
+                f"{config.get(name)}: choose another --output, or the same options"
+            )
 
 
 def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, int, float]:

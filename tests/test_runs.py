@@ -113,6 +113,23 @@ def test_a_folder_holds_one_run(tmp_path):
         train(tmp_path, seed=0)
 
 
+def test_another_process_needs_the_same_options_and_folder(tmp_path, monkeypatch):
+    """It looks when the first process has written the configuration."""
+
+    def check(write):
+        monkeypatch.setattr(runs.multihost_utils, "sync_global_devices", write)
+        runs.check_config(runs.Plan(tmp_path, {"seed": 1}, 1, 1, 1))
+
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit, match="must be on a disk that all processes share"):
+        check(lambda name: None)
+    path = tmp_path / "config.json"
+    with pytest.raises(SystemExit, match="holds a run with seed 0, got 1: choose ano"):
+        check(lambda name: path.write_text('{"seed": 0}'))
+    check(lambda name: path.write_text('{"seed": 1}'))
+
+
 def test_a_folder_has_one_run_at_a_time(tmp_path):
     def second(state, step):
         if step == 5:
