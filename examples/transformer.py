@@ -284,6 +284,10 @@ def main() -> None:
     data, tensor = args.mesh or (devices, 1)
     if data * tensor > devices:
         sys.exit(f"--mesh must have at most {devices} devices, got {data},{tensor}")
+    if data * tensor < devices and jax.process_count() > 1:
+        # A process without a device in the mesh could not take part.
+        rule = f"--mesh must have all {devices} devices of several processes"
+        sys.exit(f"{rule}, got {data},{tensor}")
     if args.batch % data:
         sys.exit(f"a batch of {args.batch} cannot be split over {data} devices")
     mesh = make_mesh(data, tensor)

@@ -572,5 +572,22 @@ def test_a_killed_run_ends_bit_for_bit(tmp_path):
     assert (alone / "curves.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    ("axes", "processes", "message"),
+    [
+        ("16,1", 1, "--mesh must have at most 8 devices, got 16,1"),
+        ("4,1", 2, "--mesh must have all 8 devices of several processes, got 4,1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit(tmp_path, monkeypatch, axes, processes, message):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(transformer, "train", lambda args, mesh: None)
+    monkeypatch.setattr(options, "end_on_ctrl_c", lambda **_: None)
+    words = ["transformer", "--mesh", axes, "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=f"^{message}$"):
+        transformer.main()
+
+
 def test_options_have_the_sizes_of_the_models():
     assert list(options.SIZES) == list(decoder.SHAPES)
