@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import options
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -144,15 +145,27 @@ def check_config(plan: Plan) -> None:
         replace(path, json.dumps(config, indent=1) + "\n")
     if jax.process_count() > 1:  # the others compare theirs with that of the first
         multihost_utils.sync_global_devices("config")
+    problem = problem_of(path, config)
+    if jax.process_count() > 1:  # all end, or the others would wait for that one
+        is_wrong = multihost_utils.process_allgather(np.array(problem != ""))
+        if is_wrong.any() and not problem:
+            problem = "stopped: another process has other options or folders"
+    if problem:
+        sys.exit(problem)
+
+
+def problem_of(path: Path, config: dict[str, Any]) -> str:
+    """Returns in words why this is not the run of the folder, or nothing."""
     if not path.exists():
-        sys.exit(f"{plan.folder} must be on a disk that all processes share")
+        return f"{path.parent} must be on a disk that all processes share"
     old = json.loads(path.read_text())
     for name in sorted(old.keys() | config.keys()):
         if old.get(name) != config.get(name):
-            sys.exit(
-                f"{plan.folder} holds a run with {name} {old.get(name)}, got "
+            return (
+                f"{path.parent} holds a run with {name} {old.get(name)}, got "
                 f"{config.get(name)}: choose another --output, or the same options"
             )
+    return ""
 
 
 def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, int, float]:

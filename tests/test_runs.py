@@ -116,8 +116,14 @@ def test_a_folder_holds_one_run(tmp_path):
 def test_another_process_needs_the_same_options_and_folder(tmp_path, monkeypatch):
     """It looks when the first process has written the configuration."""
 
-    def check(write):
+    def check(write, *, other=False):
+        """`other` is whether the other process has a problem."""
+
+        def gather(wrong):
+            return np.array([other, wrong])
+
         monkeypatch.setattr(runs.multihost_utils, "sync_global_devices", write)
+        monkeypatch.setattr(runs.multihost_utils, "process_allgather", gather)
         runs.check_config(runs.Plan(tmp_path, {"seed": 1}, 1, 1, 1))
 
     monkeypatch.setattr(jax, "process_index", lambda: 1)
@@ -128,6 +134,8 @@ def test_another_process_needs_the_same_options_and_folder(tmp_path, monkeypatch
     with pytest.raises(SystemExit, match="holds a run with seed 0, got 1: choose ano"):
         check(lambda name: path.write_text('{"seed": 0}'))
     check(lambda name: path.write_text('{"seed": 1}'))
+    with pytest.raises(SystemExit, match="stopped: another process has other"):
+        check(lambda name: None, other=True)
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):
