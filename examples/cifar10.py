@@ -1,9 +1,9 @@
 r"""Learning Rate Dropout (LRD) on CIFAR-10, in the set-up of the paper, at full size.
 
     python examples/cifar10.py --quick          # a small ResNet, 2 minutes on 2 cores
-    python examples/cifar10.py --output results/lrd    # full size, for an accelerator
-    python examples/cifar10.py --output results/dense --keep-prob 1
-    python examples/curves.py results/lrd results/dense    # both in one picture
+    python examples/cifar10.py --output results/cifar10-lrd    # for an accelerator
+    python examples/cifar10.py --output results/cifar10-dense --keep-prob 1
+    python examples/curves.py results/cifar10-lrd results/cifar10-dense    # compares
 
 A run trains one network: a ResNet-34, for 200 epochs, with batches of 128 images that
 are cropped and flipped at random. The learning rate is divided by 10 after half of the
@@ -15,6 +15,10 @@ Nothing is downloaded: `--data` says where the images are (see images.py). All d
 are used. Each takes a part of every batch, and BatchNorm has the mean and variance of
 the whole batch. On several hosts, start it once per host, as multi_process.py, with an
 `--output` on a disk that they share.
+
+The step is a function of one tree, the state, so that this can be donated, lie on
+several devices, and be saved. To use LRD in a program of your own, `make_optimizer` is
+all you need.
 
 A run that was stopped or killed goes on with the same command. On the same machine it
 ends like one that was left alone, bit for bit, since a step depends on nothing but the
@@ -273,10 +277,10 @@ def train(args: Any, data: images.Data, mesh: Mesh) -> tuple[State, list[runs.Re
         sums, correct = state["sums"], programs.count_correct(state, *test_set)
         record = {
             "epoch": step // epoch,
-            "learning_rate": float(programs.schedule(step - 1)),
+            "learning_rate": round(float(programs.schedule(step - 1)), 9),
             "train_loss": float(sums["loss"]) / epoch,
-            "train_accuracy": 100 * int(sums["correct"]) / (epoch * batch),
-            "test_accuracy": 100 * int(correct) / len(data.test_labels),
+            "train_error": 100 - 100 * int(sums["correct"]) / (epoch * batch),
+            "test_error": 100 - 100 * int(correct) / len(data.test_labels),
         }
         return state | {"sums": programs.new_sums()}, record
 
@@ -299,9 +303,10 @@ def config_of(args: Any, data: images.Data) -> dict[str, Any]:
     names = ["optimizer", "learning_rate", "keep_prob", "unbiased", "epochs", "batch"]
     names += ["depth", "width", "bfloat16", "seed"]
     config = {name: getattr(args, name) for name in names}
-    arrays = data.train_images, data.train_labels, data.test_images, data.test_labels
-    checksum = functools.reduce(lambda sum, a: zlib.crc32(a.tobytes(), sum), arrays, 0)
-    return config | {"checksum_of_images": checksum}
+    checksum = 0
+    for array in data[:4]:
+        checksum = zlib.crc32(array.tobytes(), checksum)
+    return {"example": "cifar10.py"} | config | {"checksum_of_images": checksum}
 
 
 def a_tenth(data: images.Data) -> images.Data:
@@ -322,6 +327,7 @@ def a_tenth(data: images.Data) -> images.Data:
 
 
 def load(args: Any) -> images.Data:
+    print(f"reading {args.data}", file=sys.stderr)  # takes up to half a minute
     try:
         data = images.load(args.data)
     except ValueError as error:
@@ -349,8 +355,13 @@ def main() -> None:
     runs.start_processes(args)
     mesh = make_mesh(args.batch)
     if runs.is_first_process():
-        size = "a tenth of " if args.quick else ""
-        print(f"{size}{data.source}, on {mesh.size} x {jax.devices()[0].device_kind}")
+        tenth = "a tenth of " if args.quick else ""
+        sizes = (
+            f"{len(data.train_images):,} training and {len(data.test_images):,} test"
+        )
+        classes = f"images in {len(data.classes)} classes"
+        device = f"{mesh.size} device(s) ({jax.devices()[0].device_kind})"
+        print(f"{sizes} {classes}, on {device}; {tenth}{data.source}", flush=True)
     train(args, data, mesh)
     if runs.is_first_process():
         print(f"Wrote {args.output}/curves.png and records.jsonl")

@@ -1,6 +1,6 @@
 """Draws the learning curves of runs, and shows a table of them.
 
-    python examples/curves.py results/lrd results/dense
+    python examples/curves.py results/text-lrd results/text-dense
 
 Each folder is the output of examples/cifar10.py, or each of examples/transformer.py. A
 run may still be going on.
@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from runs import Record, read_records
 
-# Colors of Okabe and Ito. After all of them come dashed lines, and then dotted ones.
+# Colors of Okabe and Ito. With three kinds of lines they make 21 styles.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
 
 class Panel(NamedTuple):
-    x: str  # the name in the records
-    y: str  # the name for `value_of`
+    x: str  # names in the records
+    y: str
     xlabel: str
     ylabel: str
 
@@ -43,18 +43,19 @@ PANELS = {
         Panel("epoch", "train_loss", "epoch", "train loss"),
     ],
     "transformer.py": [
-        Panel("seconds", "validation_bits", "training time", "bits per byte, held out"),
-        Panel("step", "train_bits", "step", "bits per byte, training"),
+        Panel(
+            "seconds",
+            "validation_bits",
+            "training time",
+            "bits per byte, held-out text",
+        ),
+        Panel("step", "train_bits", "step", "bits per byte, training text"),
     ],
 }
 
 
 def example_of(records: list[Record]) -> str:
     return "transformer.py" if "train_bits" in records[0] else "cifar10.py"
-
-
-def value_of(record: Record, name: str) -> float:
-    return 100 - record["test_accuracy"] if name == "test_error" else record[name]
 
 
 def draw(runs: dict[str, list[Record]], path: Path) -> None:
@@ -69,11 +70,12 @@ def draw(runs: dict[str, list[Record]], path: Path) -> None:
         for number, (name, records) in enumerate(runs.items()):
             style = {
                 "color": COLORS[number % len(COLORS)],
-                "linestyle": ["-", "--", ":"][number // len(COLORS) % 3],
+                # Two equal runs can both be seen.
+                "linestyle": ["-", "--", ":"][number % 3],
                 "marker": "." if len(records) < 10 else "",
             }
             x = [record[panel.x] / divisor for record in records]
-            y = [value_of(record, panel.y) for record in records]
+            y = [record[panel.y] for record in records]
             # A dollar begins a formula, and _ what the legend leaves out.
             label = name.replace("$", r"\$")
             axes.plot(x, y, label=f" {label}" if label[0] == "_" else label, **style)
@@ -100,6 +102,8 @@ def make_table(configs: dict[str, Any], runs: dict[str, list[Record]]) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     names = dict.fromkeys(name for config in configs.values() for name in config)
+    for name in ("checksum_of_images", "checksum_of_text"):  # of no use to a reader
+        names.pop(name, None)
     texts = {
         name: [str(config.get(name, "")) for config in configs.values()]
         for name in names
@@ -112,7 +116,7 @@ def make_table(configs: dict[str, Any], runs: dict[str, list[Record]]) -> Table:
     for number, (name, records) in enumerate(runs.items()):
         last = records[-1]
         options = [texts[name][number] for name in differing]
-        values = [f"{value_of(last, key):.4g}" for key in shown]
+        values = [f"{last[key]:.4g}" for key in shown]
         table.add_row(name, *options, str(last["step"]), *values)
     return table
 

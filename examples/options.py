@@ -113,7 +113,7 @@ def learning_rate(text: str) -> tuple[str, float]:
 
 
 def add_keep_prob(parser: argparse.ArgumentParser) -> None:
-    text = "for LRD, default: 0.5"
+    text = "probability that LRD keeps an update, default: 0.5"
     parser.add_argument("--keep-prob", type=float, metavar="P", default=0.5, help=text)
 
 
@@ -277,10 +277,16 @@ def cifar10() -> argparse.Namespace:
     add_keep_prob(parser)
     add("--unbiased", action="store_true", help="divide what is kept by --keep-prob")
     add("--epochs", type=int, metavar="N", help="default: 200, with --quick 6")
-    add("--batch", type=int, metavar="N", default=128, help="images, default: 128")
+    add(
+        "--batch",
+        type=int,
+        metavar="N",
+        default=128,
+        help="number of images, default: 128",
+    )
     text = "10, 18 or 34 layers; default: 34, with --quick 10"
     add("--depth", type=int, choices=(10, 18, 34), metavar="N", help=text)
-    text = "channels of the first layer; 64, with --quick 16"
+    text = "of the first layer, default: 64, with --quick 16"
     add("--width", type=int, metavar="N", help=text)
     add("--bfloat16", action="store_true", help="compute in bfloat16")
     add("--seed", type=int, metavar="N", default=0, help="default: 0")
@@ -314,7 +320,7 @@ def check_cifar10(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     try:
         images.find(args.data)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"--data: {error}")
 
 
 def curves() -> argparse.Namespace:
@@ -375,7 +381,7 @@ def add_processes(parser: argparse.ArgumentParser, alone: str) -> None:
     add("--coordinator", metavar="HOST:PORT", help=text)
     text = "number of processes, default: 2"
     add("--num-processes", type=int, metavar="N", default=2, help=text)
-    text = f"of this process, from 0; default: {alone}"
+    text = f"of this process, from 0, default: {alone}"
     add("--process-id", type=int, metavar="I", help=text)
 
 
@@ -392,7 +398,7 @@ def check_processes(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 def add_run(parser: argparse.ArgumentParser, folder: Path, every: str) -> None:
     """Adds the options of a run that runs.py keeps in a folder."""
     add_output(parser, folder)
-    text = f"checkpoint, in steps, default: {every}"
+    text = f"steps between checkpoints, default: {every}"
     parser.add_argument("--save-every", type=int, metavar="N", help=text)
     add_processes(parser, "one process alone")
     text = "let JAX find the processes, as on TPUs and Slurm"
@@ -455,11 +461,11 @@ def transformer() -> argparse.Namespace:
     names = f"parameters, one of {', '.join(SIZES)}; default: 1M"
     add("--size", choices=SIZES, metavar="NAME", default="1M", help=names)
     add("--context", **whole, default=128, help="in bytes, default: 128")
-    add("--batch", **whole, default=16, help="in texts of this length, default: 16")
+    add("--batch", **whole, default=16, help="sequences, default: 16")
     add("--steps", **whole, help="default: 2000, with --quick 100")
     text = "at the peak, default: 0.4 / features"
     add("--learning-rate", **number, help=text)
-    text = "longest gradient, default: 1; 0 does not clip"
+    text = "largest norm of the gradient, default: 1; 0: no clipping"
     add("--clip", **number, default=1.0, help=text)
     methods = ("dense", "lrd", "skipupdate", "magma")
     names = f"one of {', '.join(methods)}; default: lrd"
@@ -467,13 +473,13 @@ def transformer() -> argparse.Namespace:
     masks = ("element", "row", "tensor")
     names = f"for LRD, one of {', '.join(masks)}; default: element"
     add("--mask", choices=masks, metavar="NAME", help=names)
-    add("--keep-prob", **number, default=0.5, help="of the masks, default: 0.5")
+    add_keep_prob(parser)
     add("--unbiased", action="store_true", help="LRD with the mean step of dense")
     add("--bfloat16", action="store_true", help="compute the layers in bfloat16")
     add("--remat", action="store_true", help="less memory, a third more work")
-    text = "devices, default: all of them,1"
+    text = "devices for the batch and for matrices; default: all,1"
     add("--mesh", type=mesh, metavar="DATA,TENSOR", help=text)
-    text = "begin of the samples, default: a new line"
+    text = "start of the samples, default: a new line"
     add("--prompt", metavar="TEXT", default="\n", help=text)
     add("--seed", **whole, default=0, help="default: 0")
     add("--report-every", **whole, help="in steps, default: 20 reports, --quick: 5")
@@ -509,6 +515,10 @@ def check_transformer(
     check_keep_prob(parser, args.keep_prob)
     if args.method != "lrd" and (args.mask or args.unbiased):
         parser.error(f"--mask and --unbiased need --method lrd, got {args.method}")
+    if args.method == "dense" and args.keep_prob != 0.5:
+        parser.error(
+            f"--keep-prob is not used by --method dense, got {args.keep_prob:g}"
+        )
     args.mask = args.mask or "element"
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed must be from 0 to {2**32 - 1}, got {args.seed}")

@@ -6,11 +6,13 @@ While it runs, it has a lock on the file `lock`, so that no second one writes th
 """
 
 import contextlib
+import datetime
 import json
 import os
 import signal
 import statistics
 import sys
+import textwrap
 import threading
 import time
 from argparse import Namespace
@@ -91,6 +93,8 @@ def train(
         state, start, seconds = restore(manager, state)
         records, times = read_records(plan.folder, start), []
         text = "compiling" if start < plan.steps else "trained"
+        if start == plan.steps and is_first_process():
+            print(f"{plan.folder} is finished: it has all {start} steps", flush=True)
         task = bar.add_task(text, total=plan.steps, completed=start)
         for step in range(start + 1, plan.steps + 1):
             began = time.perf_counter()
@@ -159,13 +163,16 @@ def problem_of(path: Path, config: dict[str, Any]) -> str:
     if not path.exists():
         return f"{path.parent} must be on a disk that all processes share"
     old = json.loads(path.read_text())
-    for name in sorted(old.keys() | config.keys()):
-        if old.get(name) != config.get(name):
-            return (
-                f"{path.parent} holds a run with {name} {old.get(name)}, got "
-                f"{config.get(name)}: choose another --output, or the same options"
-            )
-    return ""
+    names = dict.fromkeys([*old, *config])
+    changed = [name for name in names if old.get(name) != config.get(name)]
+    if "example" in changed:  # then they differ in all
+        changed = ["example"]
+    had, got = (
+        ", ".join(f"{name.replace('_', ' ')} {part.get(name)}" for name in changed)
+        for part in (old, config)
+    )
+    rule = "choose another --output, or the same options"
+    return f"{path.parent} holds a run with {had}, got {got}: {rule}" if changed else ""
 
 
 def restore(manager: ocp.CheckpointManager, state: State) -> tuple[State, int, float]:
@@ -218,16 +225,19 @@ def write_record(plan: Plan, record: Record) -> None:
         return
     with (plan.folder / "records.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
-    shown = {k: v for k, v in record.items() if k != "step" and not isinstance(v, str)}
-    numbers = ", ".join(
-        f"{name.replace('_', ' ')} {in_digits(value)}" for name, value in shown.items()
-    )
-    print(f"step {record['step']}: {numbers}", flush=True)
-
-
-def in_digits(value: float) -> str:
-    # A long run has 12346 seconds, not 1.235e+04.
-    return f"{value:.0f}" if 9999 < value < 1e9 else f"{value:.4g}"
+    step, texts, numbers = record["step"], [], []
+    for name, value in record.items():
+        if isinstance(value, str):
+            texts.append(f"{name}:\n{textwrap.indent(value, '    ')}")
+        elif name not in ("step", "seconds", "ms_per_step"):
+            numbers.append(f"{name.replace('_', ' ')} {value:.4g}")
+    if ms := record.get("ms_per_step"):
+        left = datetime.timedelta(seconds=round(ms / 1e3 * (plan.steps - step)))
+        # 12346 ms, not 1.235e+04 ms.
+        digits = ".0f" if ms > 9999 else ".4g"
+        numbers += [f"{ms:{digits}} ms per step", f"left: {left}"]
+    print(f"step {step} of {plan.steps}: {', '.join(numbers)}", *texts, sep="\n")
+    sys.stdout.flush()
 
 
 def replace(path: Path, text: str) -> None:
@@ -267,6 +277,8 @@ def stop_on_signals() -> Iterator[threading.Event]:
             # What a script runs in the background ignores that, but not SIGTERM.
             signal.signal(signal.SIGTERM, old)
             signal.raise_signal(signal.SIGTERM)
+        # Not print(): a signal can come while something is printed.
+        os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
         stop.set()
 
     options.on_ctrl_c(on_signal)

@@ -3,7 +3,7 @@ r"""A small language model with Learning Rate Dropout (LRD): a transformer on an
     python examples/transformer.py            # about 10 minutes on 2 CPU cores
     python examples/transformer.py --quick    # a short look
     python examples/transformer.py --text book.txt --size 3M --method lrd --mask tensor
-    python examples/curves.py results/dense results/lrd    # both in one picture
+    python examples/curves.py results/text-lrd results/text-dense    # in one picture
 
 It learns to predict the next byte. By default it reads Python's own library. The last
 5 % of the text are held out. A report has the bits per byte on 8 batches of these (8
@@ -256,14 +256,17 @@ def train(args: argparse.Namespace, mesh: Mesh) -> None:
         sample = text.readable(written.tobytes())
         record = {"train_bits": bits(sums["loss"] / sums["steps"])}
         record["validation_bits"] = bits(np.mean(losses))
-        if runs.is_first_process():
-            print(f"\n{sample}\n", flush=True)
         zeros = jax.tree.map(jnp.zeros_like, sums)
         return state | {"sums": zeros}, record | {"sample": sample}
 
     config = {name: getattr(args, name) for name in DECISIVE}
     checksum = zlib.crc32(data.validation, zlib.crc32(data.train))
-    config |= {"text": args.text and str(args.text), "checksum_of_text": checksum}
+    source = str(args.text or "Python's library")
+    config |= {
+        "example": "transformer.py",
+        "text": source,
+        "checksum_of_text": checksum,
+    }
     every = args.report_every, args.save_every
     picture = args.output / "curves.png"
     plan = runs.Plan(args.output, config, args.steps, *every)
@@ -272,6 +275,11 @@ def train(args: argparse.Namespace, mesh: Mesh) -> None:
     def draw(records: list[runs.Record]) -> None:
         curves.draw({str(args.output): records}, picture)
 
+    if runs.is_first_process():
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+        device = f"{mesh.size} device(s) ({jax.devices()[0].device_kind})"
+        size = f"{len(data.train):,} bytes of {source}"
+        print(f"{parameters:,} parameters, {size}, on {device}", flush=True)
     runs.train(plan, state, train_step, make_report, draw)
     if runs.is_first_process():
         print(f"Wrote {picture} and records.jsonl")
@@ -289,7 +297,8 @@ def main() -> None:
         rule = f"--mesh must have all {devices} devices of several processes"
         sys.exit(f"{rule}, got {data},{tensor}")
     if args.batch % data:
-        sys.exit(f"a batch of {args.batch} cannot be split over {data} devices")
+        rule = f"--batch must be a multiple of the number of devices, {data}"
+        sys.exit(f"{rule}, got {args.batch}")
     mesh = make_mesh(data, tensor)
     with jax.set_mesh(mesh):
         train(args, mesh)

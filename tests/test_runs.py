@@ -74,7 +74,7 @@ def test_it_goes_on_from_the_newest_checkpoint(tmp_path, capsys):
     steps = []
     train(tmp_path, train_step=lambda state, step: steps.append(step) or state)
     assert steps == [7, 8, 9, 10]
-    assert capsys.readouterr().out.startswith("resumed at step 6\nstep 8: seconds ")
+    assert capsys.readouterr().out.startswith("resumed at step 6\nstep 8 of 10: loss ")
 
 
 def test_a_finished_run_trains_no_more(tmp_path):
@@ -107,10 +107,20 @@ def test_what_a_kill_cut_off_or_no_checkpoint_has_is_dropped(tmp_path):
 def test_a_folder_holds_one_run(tmp_path):
     train(tmp_path, seed=0, rates=[0.1])
     train(tmp_path, rates=[0.1], seed=0)
-    with pytest.raises(SystemExit, match=r"holds a run with seed 0, got 1: choose ano"):
+    with pytest.raises(SystemExit, match=r"a run with seed 0, got seed 1: choose ano"):
         train(tmp_path, seed=1, rates=[0.1])
-    with pytest.raises(SystemExit, match=r"with rates \[0\.1\], got None: choose"):
+    with pytest.raises(SystemExit, match=r"with rates \[0\.1\], got rates None: ch"):
         train(tmp_path, seed=0)
+    with pytest.raises(SystemExit, match=r"with seed 0, rates \[0\.1\], got seed 1, r"):
+        train(tmp_path, seed=1)
+
+
+def test_a_folder_of_another_example_is_refused(tmp_path):
+    train(tmp_path, example="a.py", seed=0)
+    with pytest.raises(
+        SystemExit, match=r"a run with example a\.py, got example b\.py:"
+    ):
+        train(tmp_path, example="b.py", rates=[0.1])
 
 
 def test_another_process_needs_the_same_options_and_folder(tmp_path, monkeypatch):
@@ -131,7 +141,7 @@ def test_another_process_needs_the_same_options_and_folder(tmp_path, monkeypatch
     with pytest.raises(SystemExit, match="must be on a disk that all processes share"):
         check(lambda name: None)
     path = tmp_path / "config.json"
-    with pytest.raises(SystemExit, match="holds a run with seed 0, got 1: choose ano"):
+    with pytest.raises(SystemExit, match="holds a run with seed 0, got seed 1: choose"):
         check(lambda name: path.write_text('{"seed": 0}'))
     check(lambda name: path.write_text('{"seed": 1}'))
     with pytest.raises(SystemExit, match="stopped: another process has other"):
@@ -254,10 +264,15 @@ def test_processes_that_are_not_found_are_one_line():
     ("value", "expected"),
     [(12345.678, "12346"), (9999.9, "10000"), (0.1, "0.1"), (1e-9, "1e-09")],
 )
-def test_long_times_have_no_exponent(tmp_path, capsys, value, expected):
-    plan = runs.Plan(tmp_path, {}, steps=1, report_every=1, save_every=1)
-    runs.write_record(plan, {"step": 1, "ms_per_step": value, "sample": "a"})
-    assert capsys.readouterr().out == f"step 1: ms per step {expected}\n"
+def test_a_record_is_shown_with_the_time_left(tmp_path, capsys, value, expected):
+    plan = runs.Plan(tmp_path, {}, steps=11, report_every=1, save_every=1)
+    record = {"step": 1, "seconds": 2.0, "ms_per_step": value, "train_loss": 0.5}
+    runs.write_record(plan, record | {"sample": "a\nb"})
+    left = "0:02:03" if value > 12_000 else "0:01:40" if value > 1 else "0:00:00"
+    numbers = f"train loss 0.5, {expected} ms per step, left: {left}"
+    assert (
+        capsys.readouterr().out == f"step 1 of 11: {numbers}\nsample:\n    a\n    b\n"
+    )
 
 
 @pytest.mark.slow
