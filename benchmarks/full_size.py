@@ -1,6 +1,6 @@
 """Whole training steps of the examples at full size, dense and with a mask, in one run.
 
-    python benchmarks/full_size.py                          # 25 minutes on 2 CPU cores
+    python benchmarks/full_size.py                          # 15 minutes on 2 CPU cores
     python benchmarks/full_size.py --models "transformer 1M, AdamW" --rounds 5
 
 A step is all that a training does at each step: batch, forward pass, gradient, update.
