@@ -356,12 +356,8 @@ def main() -> None:
     mesh = make_mesh(args.batch)
     if runs.is_first_process():
         tenth = "a tenth of " if args.quick else ""
-        sizes = (
-            f"{len(data.train_images):,} training and {len(data.test_images):,} test"
-        )
-        classes = f"images in {len(data.classes)} classes"
         device = f"{mesh.size} device(s) ({jax.devices()[0].device_kind})"
-        print(f"{sizes} {classes}, on {device}; {tenth}{data.source}", flush=True)
+        print(f"{tenth}{data.source}, on {device}", flush=True)
     train(args, data, mesh)
     if runs.is_first_process():
         print(f"Wrote {args.output}/curves.png and records.jsonl")

@@ -481,17 +481,18 @@ def test_a_run_leaves_records_and_a_picture(data, tmp_path):
     np.testing.assert_allclose([r["learning_rate"] for r in records], [0.1, 0.001])
     for record in records:
         for name, number in (("train", 64), ("test", 37)):
-            right = record[f"{name}_accuracy"] * number / 100
+            right = (100 - record[f"{name}_error"]) * number / 100
             assert right == pytest.approx(round(right))
         assert 0.1 < record["train_loss"] < 3
     config = json.loads((args.output / "config.json").read_text())
     del config["checksum_of_images"]
+    assert config.pop("example") == "cifar10.py"
     assert config.items() <= vars(args).items()
     with Image.open(args.output / "curves.png") as picture:
         assert picture.size == (1350, 540)
     # Other images are another run.
     changed = data._replace(test_labels=data.test_labels[::-1].copy())
-    with pytest.raises(SystemExit, match="holds a run with checksum_of_images"):
+    with pytest.raises(SystemExit, match="holds a run with checksum of images"):
         cifar10.train(args, changed, mesh_of(1))
 
 
@@ -623,7 +624,7 @@ def test_two_processes_train_as_one(folder, data, tmp_path):
     ):
         lines = finish(first)
         assert finish(second) == []  # the first one prints for both
-    assert "on 2 x cpu" in lines[0]
+    assert "on 2 device(s) (cpu)" in lines[0]
     (step, state), (same, other) = (last_state(output, data) for output in (one, two))
     assert step == same == 8
     assert equal(state["opt_state"][-1], other["opt_state"][-1])

@@ -554,7 +554,7 @@ def test_a_killed_run_ends_bit_for_bit(tmp_path):
     with start(alone, *words, devices=4) as process:
         out = process.communicate(timeout=150)[0]
     assert process.returncode == 0, out
-    assert re.search(r"step 6: seconds .* validation bits \d", out)
+    assert re.search(r"step 6 of 6: .*validation bits \d", out)
     assert f"Wrote {alone}/curves.png and records.jsonl" in out
     with start(killed, *words, devices=4) as process:
         limit = time.monotonic() + 100
