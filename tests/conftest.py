@@ -1,6 +1,7 @@
 """Strict numerics for every test, and helpers that several files share."""
 
 import os
+import signal
 
 import compilation
 
@@ -16,6 +17,11 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_runtest_setup():
+    # What an example does on Ctrl-C ends the process, in a later test its worker.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=[False, True], ids=["x32", "x64"])
