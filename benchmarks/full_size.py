@@ -61,11 +61,9 @@ class Cost(NamedTuple):
 
 
 def resnet34(base: str) -> Optimizers:
-    dense = optax.chain(
-        optax.add_decayed_weights(cifar10.L2),
-        cifar10.OPTIMIZERS[base](cifar10.make_schedule(0.1, 78_000)),
-    )
     rate = cifar10.make_schedule(0.1, 78_000)
+    penalty = optax.add_decayed_weights(cifar10.L2)
+    dense = optax.chain(penalty, cifar10.OPTIMIZERS[base](rate))
     return {"dense": dense, "LRD": cifar10.make_optimizer(base, rate, 0.5, 0)}
 
 

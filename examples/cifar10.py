@@ -356,8 +356,7 @@ def main() -> None:
     mesh = make_mesh(args.batch)
     if runs.is_first_process():
         tenth = "a tenth of " if args.quick else ""
-        device = f"{mesh.size} device(s) ({jax.devices()[0].device_kind})"
-        print(f"{tenth}{data.source}, on {device}", flush=True)
+        print(f"{tenth}{data.source}, on {runs.in_words(mesh)}", flush=True)
     train(args, data, mesh)
     if runs.is_first_process():
         print(f"Wrote {args.output}/curves.png and records.jsonl")

@@ -99,6 +99,11 @@ def check_keep_prob(parser: argparse.ArgumentParser, value: float) -> None:
         parser.error(f"--keep-prob must be above 0 and at most 1, got {value:g}")
 
 
+def check_seed(parser: argparse.ArgumentParser, value: int) -> None:
+    if not 0 <= value < 2**32:
+        parser.error(f"--seed must be from 0 to {2**32 - 1}, got {value}")
+
+
 def learning_rate(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:
@@ -277,13 +282,8 @@ def cifar10() -> argparse.Namespace:
     add_keep_prob(parser)
     add("--unbiased", action="store_true", help="divide what is kept by --keep-prob")
     add("--epochs", type=int, metavar="N", help="default: 200, with --quick 6")
-    add(
-        "--batch",
-        type=int,
-        metavar="N",
-        default=128,
-        help="number of images, default: 128",
-    )
+    text = "number of images, default: 128"
+    add("--batch", type=int, metavar="N", default=128, help=text)
     text = "10, 18 or 34 layers; default: 34, with --quick 10"
     add("--depth", type=int, choices=(10, 18, 34), metavar="N", help=text)
     text = "of the first layer, default: 64, with --quick 16"
@@ -313,8 +313,7 @@ def check_cifar10(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for name in ("epochs", "batch", "width"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if not 0 <= args.seed < 2**32:
-        parser.error(f"--seed must be from 0 to {2**32 - 1}, got {args.seed}")
+    check_seed(parser, args.seed)
     import images  # it imports NumPy and Pillow: quick, but not for every example
 
     try:
@@ -520,8 +519,7 @@ def check_transformer(
             f"--keep-prob is not used by --method dense, got {args.keep_prob:g}"
         )
     args.mask = args.mask or "element"
-    if not 0 <= args.seed < 2**32:
-        parser.error(f"--seed must be from 0 to {2**32 - 1}, got {args.seed}")
+    check_seed(parser, args.seed)
     if args.text and not args.text.exists():
         parser.error(f"--text must be a file or a folder, got {args.text}")
     if not args.prompt:

@@ -63,6 +63,10 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def in_words(mesh: jax.sharding.Mesh) -> str:
+    return f"{mesh.size} device(s) ({jax.devices()[0].device_kind})"
+
+
 def train(
     plan: Plan,
     state: State,

@@ -277,9 +277,10 @@ def train(args: argparse.Namespace, mesh: Mesh) -> None:
 
     if runs.is_first_process():
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
-        device = f"{mesh.size} device(s) ({jax.devices()[0].device_kind})"
         amount = f"{len(data.train):,} bytes of {source}"
-        print(f"{parameters:,} parameters, {amount}, on {device}", flush=True)
+        print(
+            f"{parameters:,} parameters, {amount}, on {runs.in_words(mesh)}", flush=True
+        )
     runs.train(plan, state, train_step, make_report, draw)
     if runs.is_first_process():
         print(f"Wrote {picture} and records.jsonl")

@@ -5,7 +5,10 @@ compiled faster in one piece than in many, and each one only once: by one of the
 workers, by a process that a test starts, or by the run before.
 """
 
+import contextlib
 import os
+import subprocess
+import threading
 from pathlib import Path
 
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
@@ -19,3 +22,26 @@ ENVIRONMENT = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+
+
+@contextlib.contextmanager
+def running(command, **environment):
+    """Runs an example in a process, which leaves its compiled programs to the next."""
+    environment = {"JAX_PLATFORMS": "cpu", **ENVIRONMENT, **environment}
+    if "PYTHONPATH" in os.environ:
+        environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    watchdog = threading.Timer(120, process.kill)  # so that a hang ends the test
+    watchdog.start()
+    try:
+        yield process
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()

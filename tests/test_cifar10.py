@@ -1,29 +1,25 @@
 """The training of a ResNet on CIFAR-10: each of its parts against a reference."""
 
 import collections
-import contextlib
 import functools
 import itertools
 import json
 import math
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import threading
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from compilation import running
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
@@ -529,28 +525,6 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, monkeypatch):
     )
     # The quick run has 7 images.
     assert "--batch must be at most 7, the" in message("--quick", "--batch", "8")
-
-
-@contextlib.contextmanager
-def running(command, **more):
-    environment = {"JAX_PLATFORMS": "cpu", **compilation.ENVIRONMENT, **more}
-    if "PYTHONPATH" in os.environ:
-        environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    watchdog = threading.Timer(120, process.kill)  # so that a hang ends the test
-    watchdog.start()
-    try:
-        yield process
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.communicate()
 
 
 def finish(process):

@@ -1,12 +1,9 @@
 """A training run that is killed again and again ends like one that was left alone."""
 
-import contextlib
 import random
 import runpy
 import signal
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,28 +21,9 @@ finally:
     del sys.path[0]
 
 
-@contextlib.contextmanager
 def training(directory):
-    """Trains in a process, which leaves its compiled programs to the next one."""
     options = ["--directory", directory, "--steps", "60", "--save-every", "5"]
-    environment = {"JAX_PLATFORMS": "cpu", **compilation.ENVIRONMENT}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", PATH, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    watchdog = threading.Timer(120, process.kill)  # so that a hang ends the test
-    watchdog.start()
-    try:
-        yield process
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+    return compilation.running([sys.executable, "-W", "error", PATH, *options])
 
 
 def kill_somewhere(directory, moments):
