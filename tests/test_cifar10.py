@@ -511,15 +511,20 @@ for name in ("_fontconfig_pattern", "_mathtext"):
     WARNINGS += ["-W", f"ignore::DeprecationWarning:matplotlib.{name}"]
 
 
-def command(folder, output, *words):
+def small_run(folder, output, *words):
     small = f"--data {folder} --output {output} --depth 10 --width 4 --batch 16".split()
-    path = EXAMPLES / "cifar10.py"
-    return [sys.executable, *WARNINGS, path, *small, "--save-every", "5", *words]
+    return [*small, "--save-every", "5", *words]
+
+
+def command(folder, output, *words):
+    small = small_run(folder, output, *words)
+    return [sys.executable, *WARNINGS, EXAMPLES / "cifar10.py", *small]
 
 
 def test_what_does_not_fit_is_one_line(folder, tmp_path, monkeypatch):
     def message(*words):
-        monkeypatch.setattr(sys, "argv", command(folder, tmp_path, *words)[3:])
+        argv = ["cifar10.py", *small_run(folder, tmp_path, *words)]
+        monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as error:
             cifar10.main()
         return str(error.value)
