@@ -8,6 +8,7 @@ While it runs, it has a lock on the file `lock`, so that no second one writes th
 import contextlib
 import datetime
 import json
+import math
 import os
 import signal
 import statistics
@@ -134,30 +135,35 @@ def claim_folder(plan: Plan) -> Iterator[None]:
     """Holds the folder, in which there may be no other run, neither now nor before."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     with (plan.folder / "lock").open("a") as file:
+        problem = ""
         if fcntl and is_first_process():
             try:  # the lock ends with the process, however that ends
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 rule = "holds a run that is going on: choose another --output"
-                sys.exit(f"{plan.folder} {rule}")
+                problem = f"{plan.folder} {rule}"
             except OSError:
                 pass  # a file system without locks
-        check_config(plan)
+        check_config(plan, problem)
         yield
 
 
-def check_config(plan: Plan) -> None:
-    """Writes the configuration into the folder, or compares it with what is there."""
+def check_config(plan: Plan, problem: str = "") -> None:
+    """Writes the configuration into the folder, or compares it with what is there.
+
+    If there is a problem, here or in another process, then all processes end. If only
+    one did, the others would wait for it.
+    """
     path, config = plan.folder / "config.json", json.loads(json.dumps(plan.config))
-    if is_first_process() and not path.exists():
+    if is_first_process() and not problem and not path.exists():
         replace(path, json.dumps(config, indent=1) + "\n")
     if jax.process_count() > 1:  # the others compare theirs with that of the first
         multihost_utils.sync_global_devices("config")
-    problem = problem_of(path, config)
-    if jax.process_count() > 1:  # all end, or the others would wait for that one
+    problem = problem or problem_of(path, config)
+    if jax.process_count() > 1:
         is_wrong = multihost_utils.process_allgather(np.array(problem != ""))
         if is_wrong.any() and not problem:
-            problem = "stopped: another process has other options or folders"
+            problem = "stopped: another process cannot use its options or its folder"
     if problem:
         sys.exit(problem)
 
@@ -214,21 +220,33 @@ def read_records(folder: Path, step: int | None = None) -> list[Record]:
     path, records = folder / "records.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:  # the line that a kill has cut off
             break
+        records.append(
+            {name: math.nan if x is None else x for name, x in record.items()}
+        )
     if step is not None:
         records = [record for record in records if record["step"] <= step]
         if is_first_process():
-            replace(path, "".join(json.dumps(record) + "\n" for record in records))
+            replace(path, "".join(map(line_of, records)))
     return records
+
+
+def line_of(record: Record) -> str:
+    """Returns a line of JSON, which knows no NaN and no infinity: they are null."""
+    known = {
+        name: None if isinstance(x, float) and not math.isfinite(x) else x
+        for name, x in record.items()
+    }
+    return json.dumps(known, allow_nan=False) + "\n"
 
 
 def write_record(plan: Plan, record: Record) -> None:
     if not is_first_process():
         return
     with (plan.folder / "records.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(line_of(record))
     step, texts, numbers = record["step"], [], []
     for name, value in record.items():
         if isinstance(value, str):

@@ -1,6 +1,7 @@
 """A run in a folder: what is restored, recorded, refused, and saved when it stops."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -104,6 +105,25 @@ def test_what_a_kill_cut_off_or_no_checkpoint_has_is_dropped(tmp_path):
     assert path.read_text() == "".join(lines[:2])
 
 
+def test_what_is_no_number_is_null_in_the_file(tmp_path):
+    """JSON has no NaN and no infinity, at which many readers stop."""
+    plan = runs.Plan(tmp_path, {}, steps=2, report_every=1, save_every=1)
+    for step, loss in enumerate((math.nan, math.inf), start=1):
+        runs.write_record(plan, {"step": step, "seconds": 1.0, "train_loss": loss})
+
+    def refuse(name):
+        raise ValueError(name)
+
+    for _ in range(2):  # also after the file was written anew
+        lines = (tmp_path / "records.jsonl").read_text().splitlines()
+        for number, line in enumerate(lines, start=1):
+            record = json.loads(line, parse_constant=refuse)
+            assert record == {"step": number, "seconds": 1.0, "train_loss": None}
+        records = runs.read_records(tmp_path, 2)
+        assert [record["step"] for record in records] == [1, 2]
+        assert all(math.isnan(record["train_loss"]) for record in records)
+
+
 def test_a_folder_holds_one_run(tmp_path):
     train(tmp_path, seed=0, rates=[0.1])
     train(tmp_path, rates=[0.1], seed=0)
@@ -144,8 +164,30 @@ def test_another_process_needs_the_same_options_and_folder(tmp_path, monkeypatch
     with pytest.raises(SystemExit, match="holds a run with seed 0, got seed 1: choose"):
         check(lambda name: path.write_text('{"seed": 0}'))
     check(lambda name: path.write_text('{"seed": 1}'))
-    with pytest.raises(SystemExit, match="stopped: another process has other"):
+    with pytest.raises(SystemExit, match="stopped: another process cannot use its op"):
         check(lambda name: None, other=True)
+
+
+def test_the_others_are_told_that_the_folder_is_in_use(tmp_path, monkeypatch):
+    """Or they would wait for the first process, which has ended."""
+    told = []
+
+    def gather(wrong):
+        told.append(bool(wrong))
+        return np.array([wrong, False])
+
+    def second(state, step):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "process_count", lambda: 2)
+            patch.setattr(runs.multihost_utils, "sync_global_devices", lambda _: None)
+            patch.setattr(runs.multihost_utils, "process_allgather", gather)
+            with pytest.raises(SystemExit, match="holds a run that is going on: choo"):
+                train(tmp_path, seed=step)  # nor is its configuration written
+        return move(state, step)
+
+    train(tmp_path, train_step=second)
+    assert told == [True] * 10
+    assert json.loads((tmp_path / "config.json").read_text()) == {}
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):
