@@ -111,13 +111,16 @@ def make_table(configs: dict[str, Any], runs: dict[str, list[Record]]) -> Table:
     differing = [name for name in names if len(set(texts[name])) > 1]
     panels = PANELS[example_of(next(iter(runs.values())))]
     shown = [panel.y for panel in panels]
-    for header in (*differing, "step", *shown):
-        table.add_column(header.replace("_", "\n"), justify="right")
+    for header in ("step", *shown):
+        # Where the space is short, the first column is folded.
+        table.add_column(header.replace("_", "\n"), justify="right", no_wrap=True)
     for number, (name, records) in enumerate(runs.items()):
         last = records[-1]
-        options = [texts[name][number] for name in differing]
+        options = [f"{key.replace('_', ' ')} {texts[key][number]}" for key in differing]
         values = [f"{last[key]:.4g}" for key in shown]
-        table.add_row(name, *options, str(last["step"]), *values)
+        # Below the name, since a column for each option may not fit.
+        run = "\n".join([name, *filter(None, [", ".join(options)])])
+        table.add_row(run, str(last["step"]), *values)
     return table
 
 

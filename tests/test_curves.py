@@ -1,5 +1,6 @@
 """The picture and the table of several runs."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -55,13 +57,29 @@ def test_the_table_shows_what_differs_in_80_columns(compare):
         {names[0]: records_of([95.0] * 199 + [12.345]), names[1]: records_of([50.0])}
     )
     assert max(map(len, text.splitlines())) <= 80
-    assert "optimizer" not in text  # both have the same one
-    rows = [line.split() for line in text.splitlines() if line.startswith(" results/")]
-    assert rows == [
-        [names[0], "0.5", "200", "87.66", "2.117e-09"],
-        [names[1], "1.0", "1", "50", "2.7"],
+    # They do not differ in the optimizer.
+    assert [line.split() for line in text.splitlines() if line.strip()][-5:-1] == [
+        [names[0], "200", "87.66", "2.117e-09"],
+        ["keep", "prob", "0.5"],
+        [names[1], "1", "50", "2.7"],
+        ["keep", "prob", "1.0"],
     ]
     assert [Path("out", "curves.png")] == options.SAVED
+
+
+def test_many_options_and_long_names_leave_the_numbers_in_80_columns():
+    names = ["r" * 100, "b"]
+    configs = {name: dict.fromkeys(CONFIG, f"{name[0]} value") for name in names}
+    records = {name: records_of([50.0] * 99_999) for name in names}
+    console = Console(width=80, file=io.StringIO())
+    console.print(curves.make_table(configs, records))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    numbers = [line.split()[-3:] for line in lines if " 99999 " in line]
+    assert len(numbers) == 2
+    assert all(row[:2] == ["99999", "50"] for row in numbers)
+    text = "".join("".join(line.split()[:1]) for line in lines)
+    assert names[0] in text  # folded, and whole
 
 
 def test_runs_of_two_examples_are_refused(compare):
