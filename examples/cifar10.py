@@ -337,6 +337,10 @@ def load(args: Any) -> images.Data:
     if len(data.train_images) < args.batch:
         rule = f"--batch must be at most {len(data.train_images)}"
         sys.exit(f"{rule}, the number of training images, got {args.batch}")
+    epoch = len(data.train_images) // args.batch
+    if args.epochs * epoch > options.MOST_STEPS:
+        rule = f"--epochs must be at most {options.MOST_STEPS // epoch}"
+        sys.exit(f"{rule} with {epoch} steps per epoch, got {args.epochs}")
     return data
 
 

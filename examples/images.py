@@ -54,8 +54,8 @@ def find(path: Path) -> Found:
         problem = "has no images to read" if path.is_dir() else "does not exist"
         folders = ", ".join(form.folder for form in FORMS)
         looked = f"looked for {archives}, {folders} and train/CLASS/*.png or *.jpg"
-        where = f"get {FORMS[0].archive} from {PAGE}; nothing is downloaded here"
-        raise ValueError(f"{path} {problem} ({looked}): {where}")
+        where = f"get {FORMS[0].archive} from {PAGE}"
+        raise ValueError(f"{path} {problem}: {where} ({looked})")
     # One data set in two forms is no question, as after an archive was unpacked.
     others = [other for other in found if other.kind != found[0].kind]
     if others:

@@ -31,6 +31,7 @@ SIZES = {
     "300M": (24, 1024, 16, 2816),  # 308,855,808
     "1B": (20, 2048, 16, 5632),  # 1,028,737,024
 }
+MOST_STEPS = 2**31 - 1  # Optax counts them in int32
 SEVERAL: dict[str, Any] = {"nargs": "+", "metavar": "X"}
 QUICK = "\nA --quick run has too few seeds to decide: leave it out for more."
 SAVED: list[Path] = []  # the files that this run has written
@@ -503,6 +504,8 @@ def check_transformer(
         if value is not None and value < 1:
             option = name.replace("_", "-")
             parser.error(f"--{option} must be at least 1, got {value}")
+    if args.steps > MOST_STEPS:
+        parser.error(f"--steps must be at most {MOST_STEPS}, got {args.steps}")
     args.report_every = args.report_every or max(
         1, args.steps // (5 if args.quick else 20)
     )
