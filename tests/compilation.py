@@ -2,7 +2,10 @@
 
 Most of the time of the tests goes into compilation. Programs as small as these are
 compiled faster in one piece than in many, and each one only once: by one of the
-workers, by a process that a test starts, or by the run before.
+workers, by a process that a test starts, or by the run before. The compiler does its
+quick optimizations only, unless XLA_FLAGS=--xla_backend_optimization_level=3 asks for
+all, as .ci/run does once. (Level 0 rounds some steps in another way: it has no fused
+multiply-add.)
 """
 
 import contextlib
@@ -12,7 +15,8 @@ import threading
 from pathlib import Path
 
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
-_FLAGS = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+_FLAGS += ["--xla_backend_optimization_level=1", os.environ.get("XLA_FLAGS", "")]
 
 ENVIRONMENT = {
     "XLA_FLAGS": " ".join(_FLAGS),

@@ -40,6 +40,8 @@ finally:
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 SIZE, BATCH, CLASSES = 8, 16, 3  # small, so that little is compiled
+SHALLOW = (1, 1)  # the blocks of a network that is compiled sooner
+resnet.BLOCKS[6] = SHALLOW
 COLLECTIVES = r"(?:all|reduce|collective)-[a-z-]+(?=\()"
 
 
@@ -58,7 +60,7 @@ def data():
 def options_of(folder=None, **changed):
     args = {
         **{"optimizer": "sgdm", "learning_rate": 0.1, "keep_prob": 0.5},
-        **{"unbiased": False, "epochs": 2, "batch": BATCH, "depth": 10, "width": 4},
+        **{"unbiased": False, "epochs": 2, "batch": BATCH, "depth": 6, "width": 4},
         **{"bfloat16": False, "seed": 0, "save_every": None, "output": folder},
     }
     return Namespace(**args | changed)
@@ -92,16 +94,18 @@ def test_resnet_34_has_the_size_of_the_paper(dtype):
 
 
 def test_other_depths_and_widths():
-    for depth, blocks in resnet.BLOCKS.items():
+    for depth in (10, 18, 34):
         params, _ = shapes_of(depth=depth, width=4, classes=100)
         kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
-        assert len(kernels) - 3 + 1 == depth == 2 * sum(blocks) + 2
+        assert len(kernels) - 3 + 1 == depth == 2 * sum(resnet.BLOCKS[depth]) + 2
         assert jax.tree.leaves(params["head"])[-1].shape == (32, 100)
 
 
 @pytest.mark.slow
 def test_weights_begin_as_in_torchvision():
-    params = nnx.state(resnet.ResNet(10, 32, rngs=nnx.Rngs(0)), nnx.Param)
+    params = jax.jit(
+        lambda: nnx.state(resnet.ResNet(6, 32, rngs=nnx.Rngs(0)), nnx.Param)
+    )()
     for leaf in jax.tree.leaves(params):
         values = np.asarray(leaf)
         if values.ndim == 4:
@@ -164,14 +168,24 @@ def test_the_network_is_that_of_the_equations(training):
             values *= random.normal(0, (9 * leaf.shape[-1]) ** -0.5, leaf.shape)
         return jnp.asarray(values, jnp.float32)
 
-    model = nnx.merge(graph, jax.tree.map(draw, shapes))
+    state = jax.tree.map(draw, shapes)
     x = random.normal(size=(6, SIZE, SIZE, 3)).astype("f")
-    before = np.asarray(model.norm.mean[...]), np.asarray(model.norm.var[...])
-    expected, seen = reference_logits(model, x, training)
-    if not training:
-        model.eval()
-    np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-4)
-    after = model.norm.mean[...], model.norm.var[...]
+
+    @jax.jit
+    def both(state):
+        """The network and its new mean and variance, and all that of the reference."""
+        model, again = nnx.merge(graph, state), nnx.merge(graph, state)
+        if not training:
+            model.eval()
+        logits, first = model(x), (model.norm.mean[...], model.norm.var[...])
+        return logits, first, reference_logits(again, x, training)
+
+    before = (
+        np.asarray(state["norm"]["mean"][...]),
+        np.asarray(state["norm"]["var"][...]),
+    )
+    logits, after, (expected, seen) = both(state)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     for old, new, number in zip(before, after, (0, 1), strict=True):
         wanted = 0.9 * old + 0.1 * seen[0][number] if training else old
         np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6)
@@ -405,20 +419,28 @@ def test_a_step_draws_crops_of_its_own(on_one):
 @pytest.mark.slow
 def test_the_last_batch_of_the_test_counts_once(on_one, data):
     """37 images in batches of 16: the network is asked about each one alone."""
-    model = resnet.ResNet(10, 4, CLASSES, rngs=nnx.Rngs(0))
-    nnx.update(model, on_one.states[-1]["params"], on_one.states[-1]["batch_stats"])
-    model.eval()
+    state = on_one.states[-1]
+    graph, _ = nnx.split(
+        nnx.eval_shape(lambda: resnet.ResNet(6, 4, CLASSES, rngs=nnx.Rngs(0)))
+    )
     channels = cifar10.channels_of(data.train_images)
     x = cifar10.normalize(jnp.asarray(data.test_images), channels)
-    expected = int((model(x).argmax(-1) == data.test_labels).sum())
+
+    @jax.jit
+    def predict(params, batch_stats):
+        model = nnx.merge(graph, params, batch_stats)
+        model.eval()
+        return model(x).argmax(-1)
+
+    right = np.asarray(predict(state["params"], state["batch_stats"]))
+    assert 0 < (right == data.test_labels).sum() < 37
     # The labels of the last image decide whether those that fill the batch are counted.
     for label in range(CLASSES):
         labels = data.test_labels.copy()
         labels[-1] = label
-        state = place(on_one.states[-1], mesh_of(1))
-        count = on_one.programs.count_correct(state, on_one.sets[2], labels)
-        assert int(count) == int((model(x).argmax(-1) == labels).sum())
-    assert 0 < expected < 37
+        placed = place(state, mesh_of(1))
+        count = on_one.programs.count_correct(placed, on_one.sets[2], labels)
+        assert int(count) == (right == labels).sum()
 
 
 def mask_of(state, args):
@@ -517,8 +539,10 @@ def small_run(folder, output, *words):
 
 
 def command(folder, output, *words):
+    code = f"import sys; sys.path[0] = {str(EXAMPLES)!r}; import resnet, cifar10\n"
+    code += f"resnet.BLOCKS[10] = {SHALLOW}; cifar10.main()"
     small = small_run(folder, output, *words)
-    return [sys.executable, *WARNINGS, EXAMPLES / "cifar10.py", *small]
+    return [sys.executable, *WARNINGS, "-c", code, *small]
 
 
 def test_what_does_not_fit_is_one_line(folder, tmp_path, monkeypatch):
@@ -534,6 +558,10 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, monkeypatch):
     )
     assert message("--batch", "12") == (
         "--batch must be a multiple of the number of devices, 8, got 12"
+    )
+    # An epoch has 4 steps, which are counted in int32.
+    assert message("--epochs", f"{2**29}") == (
+        f"--epochs must be at most {2**29 - 1} with 4 steps per epoch, got {2**29}"
     )
     # The quick run has 7 images.
     assert "--batch must be at most 7, the" in message("--quick", "--batch", "8")
@@ -596,23 +624,22 @@ def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(folder, data, tmp_path)
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(folder, data, tmp_path):
-    epochs = ("--epochs", "2")
-    one, two = tmp_path / "one", tmp_path / "two"
-    with running(command(folder, one, *epochs), JAX_NUM_CPU_DEVICES="2") as process:
-        finish(process)
+    args = options_of(tmp_path / "one")
+    state = jax.device_get(cifar10.train(args, images.load(folder), mesh_of(2))[0])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    words = *epochs, "--num-processes", "2", "--coordinator", address, "--process-id"
+    words = ["--epochs", "2", "--num-processes", "2", "--process-id"]
+    two, more = tmp_path / "two", ("--coordinator", address)
     with (
-        running(command(folder, two, *words, "0"), JAX_NUM_CPU_DEVICES="1") as first,
-        running(command(folder, two, *words, "1"), JAX_NUM_CPU_DEVICES="1") as second,
+        running(command(folder, two, *words, "0", *more)) as first,
+        running(command(folder, two, *words, "1", *more)) as second,
     ):
         lines = finish(first)
         assert finish(second) == []  # the first one prints for both
     assert "on 2 device(s) (cpu)" in lines[0]
-    (step, state), (same, other) = (last_state(output, data) for output in (one, two))
-    assert step == same == 8
+    step, other = last_state(two, data)
+    assert step == 8
     assert equal(state["opt_state"][-1], other["opt_state"][-1])
     assert all_close(state["params"], other["params"])
     assert len(runs.read_records(two)) == 2

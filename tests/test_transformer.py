@@ -2,17 +2,12 @@
 
 import collections
 import math
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import chex
-import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -521,20 +516,6 @@ def test_the_largest_step_is_lowered_without_an_array():
 # The whole program.
 
 
-def start(folder, *words, devices=1):
-    environment = {**os.environ, **compilation.ENVIRONMENT, "JAX_PLATFORMS": "cpu"}
-    environment |= {"JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, EXAMPLES / "transformer.py", *words]
-    small = "--batch 4 --context 16 --steps 6 --report-every 3 --save-every 2"
-    return subprocess.Popen(
-        [*command, "--output", folder, *small.split()],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def result(folder):
     """The last checkpoint, and the records without times."""
     with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
@@ -547,25 +528,33 @@ def result(folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding")  # read without what wrote it
-def test_a_killed_run_ends_bit_for_bit(tmp_path):
+def test_a_killed_run_ends_bit_for_bit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(options, "end_on_ctrl_c", lambda **_: None)
+    monkeypatch.setitem(decoder.SHAPES, "1M", SHAPE)
     (tmp_path / "text").write_bytes(DATA.tobytes())
-    words = ["--text", str(tmp_path / "text"), "--mesh", "2,2"]
+    words = f"transformer --text {tmp_path / 'text'} --mesh 2,2 --batch 4 --context 16 "
+    words += "--steps 6 --report-every 3 --save-every 2 --output"
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    with start(alone, *words, devices=4) as process:
-        out = process.communicate(timeout=150)[0]
-    assert process.returncode == 0, out
+
+    def run(folder):
+        monkeypatch.setattr(sys, "argv", [*words.split(), str(folder)])
+        transformer.main()
+        return capsys.readouterr().out
+
+    def fail(data, seed, step, *size):
+        """In the middle of the training, from which memory keeps nothing."""
+        if step == 5:
+            raise RuntimeError("killed")
+        return batch_of(data, seed, step, *size)
+
+    out, batch_of = run(alone), text.batch_of
     assert re.search(r"step 6 of 6: .*validation bits \d", out)
     assert f"Wrote {alone}/curves.png and records.jsonl" in out
-    with start(killed, *words, devices=4) as process:
-        limit = time.monotonic() + 100
-        while not (killed / "checkpoints" / "2").exists() and time.monotonic() < limit:
-            time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    with start(killed, *words, devices=4) as process:
-        out = process.communicate(timeout=150)[0]
-    assert process.returncode == 0, out
-    assert "resumed at step" in out
+    with monkeypatch.context() as patch:
+        patch.setattr(text, "batch_of", fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(killed)
+    assert "resumed at step 4\n" in run(killed)
     expected = result(alone)
     chex.assert_trees_all_equal(result(killed), expected)
     assert [row[0] for row in expected[1]] == [3, 6]
