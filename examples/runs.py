@@ -156,7 +156,11 @@ def check_config(plan: Plan, problem: str = "") -> None:
     """
     path, config = plan.folder / "config.json", json.loads(json.dumps(plan.config))
     if is_first_process() and not problem and not path.exists():
-        replace(path, json.dumps(config, indent=1) + "\n")
+        if (plan.folder / "checkpoints").exists():
+            rule = "has checkpoints of an unknown run, without its config.json"
+            problem = f"{plan.folder} {rule}: choose another --output"
+        else:
+            replace(path, json.dumps(config, indent=1) + "\n")
     if jax.process_count() > 1:  # the others compare theirs with that of the first
         multihost_utils.sync_global_devices("config")
     problem = problem or problem_of(path, config)

@@ -143,6 +143,15 @@ def test_a_folder_of_another_example_is_refused(tmp_path):
         train(tmp_path, example="b.py", rates=[0.1])
 
 
+def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
+    """As when a folder was deleted while its run went on, and saved once more."""
+    train(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(SystemExit, match="has checkpoints of an unknown run, without"):
+        train(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_another_process_needs_the_same_options_and_folder(tmp_path, monkeypatch):
     """It looks when the first process has written the configuration."""
 
