@@ -210,6 +210,16 @@ def test_table_of_rates_on_cifar10():
         assert row["LRD - dense at half the rate"] == text
 
 
+def test_table_of_runs_on_text():
+    rows = table("docs/full_size.md", "bits per byte, training text")
+    folder = ROOT / "benchmarks" / "results" / "cpu_xeon-transformer_1M"
+    for row, name in zip(rows, ("lrd", "dense", "half"), strict=True):
+        last = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
+        assert last["step"] == 1000
+        for part, key in (("held-out", "validation"), ("training", "train")):
+            assert row[f"bits per byte, {part} text"] == f"{last[f'{key}_bits']:.3f}"
+
+
 def test_table_of_the_range_test():
     rows = table("docs/range_test.md", "learning rate", "accuracy")
     measured = result("cpu-range_test.json")["results"]
