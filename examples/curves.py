@@ -119,7 +119,7 @@ def make_table(configs: dict[str, Any], runs: dict[str, list[Record]]) -> Table:
         options = [f"{key.replace('_', ' ')} {texts[key][number]}" for key in differing]
         values = [f"{last[key]:.4g}" for key in shown]
         # Below the name, since a column for each option may not fit.
-        run = "\n".join([name, *filter(None, [", ".join(options)])])
+        run = f"{name}\n{', '.join(options)}".rstrip("\n")
         table.add_row(run, str(last["step"]), *values)
     return table
 

@@ -155,12 +155,9 @@ def check_config(plan: Plan, problem: str = "") -> None:
     one did, the others would wait for it.
     """
     path, config = plan.folder / "config.json", json.loads(json.dumps(plan.config))
-    if is_first_process() and not problem and not path.exists():
-        if (plan.folder / "checkpoints").exists():
-            rule = "has checkpoints of an unknown run, without its config.json"
-            problem = f"{plan.folder} {rule}: choose another --output"
-        else:
-            replace(path, json.dumps(config, indent=1) + "\n")
+    is_new = not path.exists() and not (plan.folder / "checkpoints").exists()
+    if is_first_process() and not problem and is_new:
+        replace(path, json.dumps(config, indent=1) + "\n")
     if jax.process_count() > 1:  # the others compare theirs with that of the first
         multihost_utils.sync_global_devices("config")
     problem = problem or problem_of(path, config)
@@ -174,6 +171,9 @@ def check_config(plan: Plan, problem: str = "") -> None:
 
 def problem_of(path: Path, config: dict[str, Any]) -> str:
     """Returns in words why this is not the run of the folder, or nothing."""
+    if not path.exists() and (path.parent / "checkpoints").exists():
+        rule = "has checkpoints of an unknown run, without its config.json"
+        return f"{path.parent} {rule}: choose another --output"
     if not path.exists():
         return f"{path.parent} must be on a disk that all processes share"
     old = json.loads(path.read_text())
